@@ -1,0 +1,1 @@
+"""Train reasoning vision-language models with SFT and GRPO on PyTorch Lightning."""

@@ -1,0 +1,191 @@
+"""One module that owns the vision-language model: loading, freezing, sharding, scoring, and access for generation."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+
+from lit_vlaa.backbone.config import BackboneConfig
+from lit_vlaa.backbone.processor import Processor, load_processor
+from lit_vlaa.sequences import token_scores
+from lit_vlaa.types import ModelInputs, TokenScores
+
+_MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
+_DUMMY_PATCHES = 4
+
+
+class Backbone(nn.Module):
+    """A Qwen2.5-VL or Qwen2-VL with its processor, whole or sharded."""
+
+    def __init__(self, model: PreTrainedModel, processor: Processor, config: BackboneConfig) -> None:
+        """Wraps a loaded model and freezes the parts that `config` names."""
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.config = config
+        for part in config.freeze:
+            for parameter in self._part(part):
+                parameter.requires_grad_(False)
+        self._vision_trains = any(p.requires_grad for p in self.visual.parameters())
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        self.register_buffer("_banned", torch.tensor(processor.banned_token_ids), persistent=False)
+
+    @property
+    def visual(self) -> nn.Module:
+        """The vision tower with its merger."""
+        return self.model.model.visual  # type: ignore[no-any-return]
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder without its head."""
+        return self.model.model.language_model  # type: ignore[no-any-return]
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The projection to the vocabulary."""
+        return self.model.lm_head  # type: ignore[no-any-return]
+
+    @property
+    def banned_token_ids(self) -> Tensor:
+        """`[K]` ids that sampling never draws: an image token without an image would break the next forward pass."""
+        return self._banned  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        return self._banned.device  # type: ignore[return-value]
+
+    def forward(self, inputs: ModelInputs, *, temperature: float = 1.0, ban: bool = False) -> TokenScores:
+        """Scores the target tokens of `inputs`.
+
+        Args:
+            inputs: Right-padded rows.
+            temperature: Divides the logits, as in sampling.
+            ban: Give the tokens that sampling bans no probability, as in sampling.
+
+        Returns:
+            One score a target token, in row-major order.
+        """
+        embeds = self.embed(inputs)
+        output = self.language_model(inputs_embeds=embeds, position_ids=inputs.position_ids, use_cache=False)
+        predicts = torch.zeros_like(inputs.target_mask)
+        predicts[:, :-1] = inputs.target_mask[:, 1:]
+        return token_scores(
+            output.last_hidden_state[predicts],
+            inputs.input_ids[inputs.target_mask],
+            self.lm_head,
+            temperature=temperature,
+            banned=self.banned_token_ids if ban else None,
+            chunk_size=self.config.logprob_chunk,
+        )
+
+    def embed(self, inputs: ModelInputs) -> Tensor:
+        """`[B, T, H]` token embeddings with image features in their places; each distinct image is encoded once."""
+        embeds: Tensor = self.language_model.embed_tokens(inputs.input_ids)  # type: ignore[operator]
+        if inputs.pixel_values is not None and inputs.image_grid_thw is not None and inputs.image_slots is not None:
+            features = self._encode(inputs.pixel_values, inputs.image_grid_thw)
+            placed = torch.cat([features[slot] for slot in inputs.image_slots.tolist()])
+            places = (inputs.input_ids == self.processor.image_token_id).unsqueeze(-1).expand_as(embeds)
+            return embeds.masked_scatter(places, placed.to(embeds.dtype))
+        if self._vision_trains and torch.is_grad_enabled():
+            # Every rank must reach the tower's parameters in its backward pass, with images or without: gradient
+            # reduction is collective. A blank patch times zero does it without changing any number.
+            vision = self.model.config.vision_config
+            values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+            blank = torch.zeros(_DUMMY_PATCHES, values, device=embeds.device)
+            grid = torch.tensor([[1, 2, 2]], device=embeds.device)
+            embeds = embeds + 0.0 * self._encode(blank, grid)[0].sum().to(embeds.dtype)
+        return embeds
+
+    def shard(self, mesh: Any, mp_policy: Any | None = None, offload_policy: Any | None = None) -> None:
+        """Shards the parameters over `mesh` with FSDP2: each decoder layer, the vision tower, and the rest.
+
+        A frozen tower stays with the rest, so that a rank without images never waits for one with images.
+        """
+        from torch.distributed.fsdp import fully_shard  # noqa: PLC0415  # needs torch.distributed
+
+        options: dict[str, Any] = {"mesh": mesh}
+        if mp_policy is not None:
+            options["mp_policy"] = mp_policy
+        if offload_policy is not None:
+            options["offload_policy"] = offload_policy
+        for layer in self.language_model.layers:  # type: ignore[union-attr]
+            fully_shard(layer, **options)
+        if self._vision_trains:
+            fully_shard(self.visual, **options)
+        fully_shard(self, **options)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes an unsharded model in the Hub's layout (safetensors, config, tokenizer, image settings)."""
+        self.model.save_pretrained(directory)
+        self.processor.save(directory)
+
+    def _encode(self, pixel_values: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
+        output = self.model.model.get_image_features(pixel_values, grid_thw, return_dict=True)
+        return tuple(output.pooler_output)
+
+    def _part(self, part: str) -> list[nn.Parameter]:
+        merger = list(self.visual.merger.parameters())  # type: ignore[union-attr]
+        if part == "merger":
+            return merger
+        if part == "vision":
+            apart = {id(parameter) for parameter in merger}
+            return [p for p in self.visual.parameters() if id(p) not in apart]
+        return [*self.language_model.parameters(), *self.lm_head.parameters()]
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """Loads or makes the backbone that `config` describes, on the CPU.
+
+    Raises:
+        ValueError: If the path is no Qwen2.5-VL or Qwen2-VL, or cannot be read; the message names the flag.
+    """
+    if config.path == "tiny":
+        from lit_vlaa.backbone.tiny import tiny_model  # noqa: PLC0415  # only this path needs it
+
+        processor = load_processor(config)
+        model: PreTrainedModel = tiny_model(processor, attention=_attention(config, torch.float32))
+        if config.dtype not in {"auto", "float32"}:
+            model = model.to(getattr(torch, config.dtype))
+        return Backbone(model, processor, config)
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        model_config = AutoConfig.from_pretrained(config.path, **source)
+        _check_type(model_config.model_type)
+        processor = load_processor(config)
+        dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+        wanted = getattr(model_config, "dtype", None) if dtype == "auto" else dtype
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.path, dtype=dtype, attn_implementation=_attention(config, wanted), **source
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model.backbone.path {config.path}: {error}") from error
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=list(processor.stop_token_ids), pad_token_id=processor.pad_token_id
+    )
+    return Backbone(model, processor, config)
+
+
+def _check_type(model_type: str) -> None:
+    if model_type not in _MODEL_TYPES:
+        raise ValueError(f"it is a {model_type}, not one of {', '.join(_MODEL_TYPES)}")
+
+
+def _attention(config: BackboneConfig, dtype: torch.dtype | None) -> str:
+    if config.attention != "auto":
+        if config.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            raise ValueError(
+                "--model.backbone.attention flash_attention_2 needs flash-attn: pip install 'lit-vlaa[gpu]'"
+            )
+        return config.attention
+    half = dtype in {torch.bfloat16, torch.float16}
+    flash = half and torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash else "sdpa"

@@ -1,0 +1,136 @@
+"""Chat template, tokens and images of a Qwen2.5-VL (or Qwen2-VL) backbone, without torchvision.
+
+transformers' own combined processor needs torchvision for its video half. Images alone need only the tokenizer and the
+PIL image processor, so these two are used directly; the result is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from lit_vlaa.backbone.config import BackboneConfig
+from lit_vlaa.sequences import mrope_positions
+from lit_vlaa.types import Message, Prompt, Sample
+
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+_END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+
+class Processor:
+    """Turns samples into tokens and back (implements `lit_vlaa.types.ChatProcessor`)."""
+
+    def __init__(self, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil) -> None:
+        """Wraps a tokenizer that has Qwen's special tokens and a chat template, and an image processor.
+
+        Raises:
+            ValueError: If the tokenizer lacks a token or the template.
+        """
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (*VISION_TOKENS, *_END_TOKENS) if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"the tokenizer lacks {', '.join(missing)}; is --model.backbone.path a Qwen2(.5)-VL model?"
+            )
+        if not tokenizer.chat_template:
+            raise ValueError("the tokenizer has no chat template; --model.backbone.path needs a chat_template.jinja")
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.image_token_id: int = vocabulary["<|image_pad|>"]
+        self.end_token_id: int = vocabulary["<|im_end|>"]
+        self.pad_token_id: int = vocabulary["<|endoftext|>"]
+        self.stop_token_ids: tuple[int, ...] = tuple(vocabulary[token] for token in _END_TOKENS)
+        self.banned_token_ids: tuple[int, ...] = tuple(vocabulary[token] for token in VISION_TOKENS)
+        control = sorted((token for token in tokenizer.get_added_vocab() if token.startswith("<|")), key=len)
+        self._control = re.compile("|".join(re.escape(token) for token in reversed(control)))
+
+    def encode(self, sample: Sample) -> Prompt:
+        """Applies the chat template, tokenises, prepares the images, expands each image's placeholder.
+
+        Raises:
+            ValueError: If the messages do not have one image part for each image, or an image cannot be fed.
+        """
+        origin = sample.record.origin
+        messages = [self._disarmed(message) for message in sample.messages]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        is_image = ids == self.image_token_id
+        if int(is_image.sum()) != len(sample.images):
+            raise ValueError(
+                f"{origin}: {int(is_image.sum())} image place(s) in the chat, {len(sample.images)} image(s)"
+            )
+        pixels: Tensor | None = None
+        grids: Tensor | None = None
+        merge, patch = self.image_processor.merge_size, self.image_processor.patch_size
+        if sample.images:
+            try:
+                features = self.image_processor(images=list(sample.images), return_tensors="pt")
+            except ValueError as error:
+                raise ValueError(f"{origin}: image of size {[i.size for i in sample.images]}: {error}") from error
+            pixels, grids = features["pixel_values"], features["image_grid_thw"]
+            repeats = torch.ones_like(ids)
+            repeats[is_image] = grids.prod(-1) // merge**2
+            ids = ids.repeat_interleave(repeats)
+        positions = mrope_positions(ids, image_token_id=self.image_token_id, image_grid_thw=grids, merge_size=merge)
+        sizes = () if grids is None else tuple((w * patch, h * patch) for _, h, w in grids.tolist())
+        return Prompt(
+            record=sample.record,
+            input_ids=ids,
+            position_ids=positions,
+            pixel_values=pixels,
+            image_grid_thw=grids,
+            image_sizes=sizes,
+            box_space=sample.box_space,
+        )
+
+    def encode_response(self, text: str) -> Tensor:
+        """`[C]` tokens of an assistant's response, the end-of-turn token last."""
+        ids = self.tokenizer(self._disarm(text), add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, self.end_token_id], dtype=torch.long)
+
+    def decode(self, token_ids: Tensor) -> str:
+        """Text of sampled tokens without control tokens."""
+        return str(self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+
+    def save(self, directory: str | Path) -> None:
+        """Writes tokenizer, chat template and image settings in the Hub's layout."""
+        self.tokenizer.save_pretrained(directory)
+        self.image_processor.save_pretrained(directory)
+
+    def _disarmed(self, message: Message) -> dict[str, Any]:
+        content = [
+            {**part, "text": self._disarm(part["text"])} if part["type"] == "text" else dict(part)
+            for part in message["content"]
+        ]
+        if message["role"] == "system":
+            return {"role": "system", "content": "".join(str(part.get("text", "")) for part in content)}
+        return {"role": message["role"], "content": content}
+
+    def _disarm(self, text: str) -> str:
+        """Breaks up control tokens in data, so that a row can neither forge a turn nor an image."""
+        return self._control.sub(lambda match: "< " + match.group()[1:], text)
+
+
+def load_processor(config: BackboneConfig) -> Processor:
+    """Loads the processor of `config.path` with its pixel limits (`tiny` makes it).
+
+    Raises:
+        ValueError: If the path holds no usable tokenizer.
+    """
+    if config.path == "tiny":
+        from lit_vlaa.backbone.tiny import tiny_processor  # noqa: PLC0415  # tiny imports this module
+
+        return tiny_processor(min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(config.path, **source)
+    size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+        config.path, revision=config.revision or "main", size=size
+    )
+    return Processor(tokenizer, image_processor)

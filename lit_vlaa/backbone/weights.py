@@ -1,0 +1,59 @@
+"""Weights of an earlier run as the start of a new one (`--model.init_from`), whichever strategy wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_vlaa.backbone.model import Backbone
+
+_PREFIX = "backbone."
+
+
+def load_weights(backbone: Backbone, path: str | Path) -> None:
+    """Loads the policy's weights from a checkpoint file (single device, DDP), or a sharded FSDP2 checkpoint folder.
+
+    Call it before sharding. A directory in the Hub's layout is no checkpoint: give it as the backbone's path.
+
+    Args:
+        backbone: An unsharded backbone of the same architecture.
+        path: `*.ckpt` file or folder.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or its weights do not fit the backbone.
+    """
+    path = Path(path)
+    flag = f"--model.init_from {path}"
+    if path.is_file():
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "state_dict" not in stored:
+            raise ValueError(f"{flag}: not a Lightning checkpoint (no state_dict in it)")
+        weights = {key.removeprefix(_PREFIX): v for key, v in stored["state_dict"].items() if key.startswith(_PREFIX)}
+    elif (path / ".metadata").is_file():
+        weights = _read_sharded(backbone, path)
+    elif (path / "config.json").is_file():
+        raise ValueError(f"{flag}: this is a model in the Hub's layout; give it as --model.backbone.path instead")
+    else:
+        raise ValueError(f"{flag}: no checkpoint file and no sharded checkpoint folder")
+    try:
+        result = backbone.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{flag}: made with another backbone than {backbone.config.path}: {error}") from error
+    tied = {name for name in result.missing_keys if name.endswith("lm_head.weight")}
+    if set(result.missing_keys) - tied or result.unexpected_keys:
+        odd = sorted([*(set(result.missing_keys) - tied), *result.unexpected_keys])
+        raise ValueError(f"{flag}: made with another backbone than {backbone.config.path}; first odd key: {odd[0]}")
+
+
+def _read_sharded(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415  # rarely needed
+    from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
+
+    reader = FileSystemReader(path)
+    wanted = {f"state_dict.{_PREFIX}{name}": torch.empty_like(value) for name, value in backbone.state_dict().items()}
+    stored = set(reader.read_metadata().state_dict_metadata)
+    present = {name: value for name, value in wanted.items() if name in stored}
+    load(present, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(f"state_dict.{_PREFIX}"): value for name, value in present.items()}

@@ -1,0 +1,44 @@
+"""What every rollout engine offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lit_vlaa.backbone.model import Backbone
+from lit_vlaa.types import Completion, Prompt, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutKey:
+    """Names the randomness of one rollout; with a prompt's id and a sample's number it fixes every draw."""
+
+    seed: int
+    """The run's seed."""
+    step: int
+    """Optimiser steps taken before the rollout."""
+
+
+class Generator(Protocol):
+    """A rollout engine.
+
+    Up to rounding, a completion depends on the weights, the key, the prompt and the sample number alone: not on the
+    other prompts, their order, the rank or the number of ranks.
+    """
+
+    def generate(
+        self, backbone: Backbone, prompts: Sequence[Prompt], *, group_size: int, params: SamplingParams, key: RolloutKey
+    ) -> list[list[Completion]]:
+        """Samples `group_size` completions for each prompt.
+
+        Args:
+            backbone: The policy, whole (a sharded one is gathered by the caller).
+            prompts: Encoded prompts of any lengths, with images or without.
+            group_size: Completions a prompt.
+            params: How to sample.
+            key: Fixes the randomness.
+
+        Returns:
+            For each prompt its completions, in sample order.
+        """

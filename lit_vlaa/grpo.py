@@ -1,0 +1,314 @@
+"""Group relative policy optimisation with the paper's mixed reward.
+
+Departures from the paper (section on RL training):
+
+1. The KL coefficient is fixed; the paper steers it towards a target.
+2. Completions without a verdict (a verifier failed or ran out of time) are left out of their group and of the loss.
+3. Policy and sampler are the same distribution: temperature and banned vision tokens apply to both.
+4. Peak learning rate and completion limit are not stated there; the defaults are ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_vlaa.backbone import Backbone, BackboneConfig
+from lit_vlaa.generation.protocol import Generator
+from lit_vlaa.kl import k3
+from lit_vlaa.losses import clipped_surrogate, sequence_mean
+from lit_vlaa.metrics import RankMeans, RewardStats
+from lit_vlaa.optim import OptimConfig
+from lit_vlaa.policy import PolicyModule
+from lit_vlaa.rewards.mixed import MixedReward, RewardConfig
+from lit_vlaa.rollout import Rollout, request_for, score
+from lit_vlaa.sequences import assemble, unflatten
+from lit_vlaa.types import KINDS, PromptBatch, SamplingParams, Scorer
+
+_ROLLOUT_MEANS = (
+    "reward/mean",
+    *(f"reward/{kind}" for kind in KINDS),
+    "reward/failed",
+    "rollout/length",
+    "rollout/truncated",
+    "rollout/no_answer",
+    "rollout/zero_variance",
+)
+_POLICY_MEANS = ("policy/loss", "policy/kl", "policy/clipped", "policy/ratio", "policy/entropy", "policy/sampler_gap")
+
+
+class GRPOModule(PolicyModule):
+    """Improves the backbone on the RL split by sampling, scoring and a clipped policy gradient.
+
+    One batch of the data module is one rollout. Logged by optimiser step: `reward/*`, `rollout/*`, `policy/*`,
+    `time/*` in seconds, `optim/lr`; by evaluation: `val/*` and `test/*`.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneConfig = BackboneConfig(freeze=("vision",)),
+        optim: OptimConfig = OptimConfig(),
+        init_from: str | None = None,
+        reward: RewardConfig = RewardConfig(),
+        scorer: Scorer | None = None,
+        generator: Generator | None = None,
+        sampling: SamplingParams = SamplingParams(max_new_tokens=800, temperature=0.8),
+        group_size: int = 4,
+        train_batch_size: int = 256,
+        num_iterations: int = 1,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        beta: float = 1e-3,
+        old_logprobs: Literal["learner", "sampler"] = "learner",
+        max_grad_norm: float = 1.0,
+        max_tokens_per_micro_batch: int = 8192,
+        seed: int | None = None,
+    ) -> None:
+        """Keeps the settings; models are built when the strategy is known.
+
+        Args:
+            backbone: The model and how to load it.
+            optim: Optimiser and learning-rate schedule.
+            init_from: Checkpoint of an earlier run (SFT, say) whose weights to start from; also the reference policy.
+            reward: Settings of the mixed reward.
+            scorer: Judge of open-ended answers; null takes the embedded lexical one.
+            generator: Rollout engine; null takes the cached one.
+            sampling: How completions are drawn, in training and in evaluation.
+            group_size: Completions a prompt (paper: 4).
+            train_batch_size: Prompts in one optimiser step over all ranks (paper: 256); divides the data module's
+                `batch_size`, which counts the prompts of one rollout (paper: 512).
+            num_iterations: Passes over a rollout.
+            clip_low: How far below 1 the probability ratio may count.
+            clip_high: How far above 1 the probability ratio may count.
+            beta: Weight of the divergence from the starting policy (paper, KL2: 1e-3 at the start); 0 needs no
+                reference model.
+            old_logprobs: Where the ratio's denominator comes from when a rollout gives several steps: a forward pass
+                before the update, or the sampler's own numbers (one pass less; exact only in float32).
+            max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
+            max_tokens_per_micro_batch: Padded tokens in one forward and backward pass on one device.
+            seed: Seed of the rollouts; null takes `--seed_everything`.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        super().__init__(
+            backbone=backbone,
+            optim=optim,
+            init_from=init_from,
+            max_grad_norm=max_grad_norm,
+            max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            sampling=sampling,
+            generator=generator,
+            seed=seed,
+        )
+        for name, value, least in (
+            ("group_size", group_size, 2),
+            ("train_batch_size", train_batch_size, 1),
+            ("num_iterations", num_iterations, 1),
+        ):
+            if value < least:
+                raise ValueError(f"--model.{name} must be at least {least}, got {value}")
+        for name, number in (("clip_low", clip_low), ("clip_high", clip_high), ("beta", beta)):
+            if not number >= 0:
+                raise ValueError(f"--model.{name} must be 0 or positive, got {number}")
+        if sampling.temperature == 0:
+            raise ValueError("--model.sampling.temperature must be positive for GRPO: greedy groups have no variance")
+        self.reward = MixedReward(reward, scorer)
+        self.group_size = group_size
+        self.train_batch_size = train_batch_size
+        self.num_iterations = num_iterations
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+        self.beta = beta
+        self.old_logprobs = old_logprobs
+        self.eval_stats = RewardStats()
+        # Held in a list so that it is no submodule: it has no place in checkpoints, optimiser or DDP.
+        self._reference: list[Backbone] = []
+
+    def steps_per_batch(self) -> int:
+        """Optimiser steps that one rollout gives.
+
+        Raises:
+            ValueError: If the train batch does not divide the rollout.
+        """
+        rollout: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        if rollout % self.train_batch_size or self.train_batch_size % self.trainer.world_size:
+            raise ValueError(
+                f"--model.train_batch_size {self.train_batch_size} must divide --data.batch_size {rollout} and be a "
+                f"multiple of the {self.trainer.world_size} rank(s)"
+            )
+        return self.num_iterations * (rollout // self.train_batch_size)
+
+    def configure_model(self) -> None:
+        """Builds policy and, for training with `beta` above 0, the frozen reference."""
+        super().configure_model()
+        if self.beta > 0 and self.trainer.training and not self._reference:
+            reference = self.build(self.backbone_config).requires_grad_(False).eval()
+            self._reference.append(reference if self.device_mesh is not None else reference.to(self.device))
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """One rollout and its optimiser steps."""
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "generate"):
+            groups = self.complete(batch.prompts, group_size=self.group_size)
+        with _timed(seconds, "reward"):
+            rollout = score(batch.prompts, groups, decode=self.processor.decode, reward=self.reward)
+        steps = self.steps_per_batch()
+        rows = range(len(rollout.completions))
+        old = [completion.logprobs for completion in rollout.completions]
+        if steps > 1 and self.old_logprobs == "learner":
+            with _timed(seconds, "old_logprobs"):
+                old = self._score_rows(self.backbone, rollout, rows)
+        reference: list[Tensor] | None = None
+        if self._reference:
+            with _timed(seconds, "reference"):
+                reference = self._score_rows(self._reference[0], rollout, rows)
+        means = RankMeans(_POLICY_MEANS)
+        norms: list[float] = []
+        with _timed(seconds, "update"):
+            for chunk in self._chunks(rows):
+                if 0 < self.trainer.max_steps <= self.global_step:
+                    break
+                learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+                norms.append(self._update(rollout, chunk, None if steps == 1 else old, reference, means))
+        tokens = sum(completion.token_ids.numel() for completion in rollout.completions)
+        total_tokens = float(self.sum_over_ranks(torch.tensor(float(tokens))))
+        values = self._rollout_means(rollout).reduce(self.sum_over_ranks) | means.reduce(self.sum_over_ranks)
+        self.log_train(
+            {
+                **values,
+                "policy/grad_norm": sum(norms) / len(norms),
+                "optim/lr": learning_rate,
+                "rollout/tokens_per_second": total_tokens / seconds["generate"],
+                **{f"time/{phase}": value for phase, value in seconds.items()},
+                "time/step": sum(seconds.values()),
+            }
+        )
+        self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
+        return {"rollout": rollout.groups()}
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Reward of one completion a held-out prompt, drawn as in training."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Reward of one completion a test prompt, drawn as in training."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the rewards of all ranks."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the rewards of all ranks."""
+        self._log_evaluation("test")
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002
+        """Ends the reward's worker processes."""
+        self.reward.close()
+
+    def _update(
+        self,
+        rollout: Rollout,
+        rows: Sequence[int],
+        old: list[Tensor] | None,
+        reference: list[Tensor] | None,
+        means: RankMeans,
+    ) -> float:
+        judged = rollout.valid.flatten()
+        sequences = float(self.sum_over_ranks(judged[list(rows)].sum().float()).clamp(min=1))
+
+        def loss_of(part: range) -> Tensor:
+            chosen = [rows[index] for index in part]
+            inputs, scores = self._forward(self.backbone, rollout, chosen)
+            mask = inputs.target_mask & judged[chosen].to(self.device)[:, None]
+            logprobs = unflatten(scores.logprobs, inputs.target_mask)
+            sampled = self._gathered([c.logprobs for c in rollout.completions], chosen, inputs.target_mask)
+            before = logprobs.detach() if old is None else self._gathered(old, chosen, inputs.target_mask)
+            advantages = rollout.advantages.flatten()[chosen].to(self.device)
+            surrogate = clipped_surrogate(
+                logprobs, before, advantages, clip_low=self.clip_low, clip_high=self.clip_high
+            )
+            per_token = surrogate.loss
+            tokens = mask.sum()
+            if reference is not None:
+                divergence = k3(logprobs, self._gathered(reference, chosen, inputs.target_mask))
+                per_token = per_token + self.beta * divergence
+                means.add("policy/kl", (divergence * mask).sum(), tokens)
+            loss = sequence_mean(per_token, mask, sequences=sequences)
+            means.add("policy/loss", loss * sequences, mask.any(1).sum())
+            means.add("policy/clipped", (surrogate.clipped & mask).sum(), tokens)
+            means.add("policy/ratio", (surrogate.ratio * mask).sum(), tokens)
+            means.add("policy/entropy", scores.entropy.sum(), scores.entropy.numel())
+            means.add("policy/sampler_gap", ((logprobs.detach() - sampled).abs() * mask).sum(), tokens)
+            return loss
+
+        return self.take_step([rollout.length(row) for row in rows], loss_of)
+
+    def _chunks(self, rows: range) -> Iterator[range]:
+        """The rows of each optimiser step: whole groups, in the data's order, as often as there are iterations."""
+        size = self.train_batch_size // self.trainer.world_size * self.group_size
+        for _ in range(self.num_iterations):
+            for start in range(0, len(rows), size):
+                yield rows[start : start + size]
+
+    def _forward(self, backbone: Backbone, rollout: Rollout, rows: Sequence[int]) -> tuple[Any, Any]:
+        inputs = assemble(
+            [rollout.row(row) for row in rows], pad_token_id=self.processor.pad_token_id, device=self.device
+        )
+        return inputs, backbone(inputs, temperature=self.sampling.temperature, ban=True)
+
+    @torch.no_grad()
+    def _score_rows(self, backbone: Backbone, rollout: Rollout, rows: range) -> list[Tensor]:
+        """Per row the `[C]` log-probabilities of its completion under `backbone`."""
+        result: list[Tensor] = []
+        for part in self.micro_batches([rollout.length(row) for row in rows]):
+            _, scores = self._forward(backbone, rollout, part)
+            sizes = [rollout.completions[row].token_ids.numel() for row in part]
+            result.extend(scores.logprobs.split(sizes))
+        return result
+
+    def _gathered(self, per_row: Sequence[Tensor], rows: Sequence[int], mask: Tensor) -> Tensor:
+        return unflatten(torch.cat([per_row[row] for row in rows]).to(mask.device), mask)
+
+    def _rollout_means(self, rollout: Rollout) -> RankMeans:
+        means = RankMeans(_ROLLOUT_MEANS)
+        for completion, result in zip(rollout.completions, rollout.results, strict=True):
+            if result.judged:
+                means.add("reward/mean", result.value, 1)
+                means.add(f"reward/{result.kind}", result.value, 1)
+            means.add("reward/failed", not result.judged, 1)
+            means.add("rollout/no_answer", result.status == "no_answer", 1)
+            means.add("rollout/length", completion.token_ids.numel(), 1)
+            means.add("rollout/truncated", completion.finish == "length", 1)
+        flat = rollout.flat_groups()
+        means.add("rollout/zero_variance", flat.sum(), flat.numel())
+        return means
+
+    def _evaluate(self, batch: PromptBatch) -> None:
+        groups = self.complete(batch.prompts, group_size=1, step=0)
+        texts = [self.processor.decode(group[0].token_ids) for group in groups]
+        results = self.reward([request_for(p, text) for p, text in zip(batch.prompts, texts, strict=True)])
+        for prompt, result in zip(batch.prompts, results, strict=True):
+            if not prompt.padding:
+                self.eval_stats.update(result.kind, result.value if result.judged else None)
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = self.eval_stats.compute()
+        self.eval_stats.reset()
+        self.log_dict({**{f"{stage}/{name}": value for name, value in values.items()}, "step": float(self.global_step)})
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started

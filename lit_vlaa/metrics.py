@@ -1,0 +1,72 @@
+"""Numbers over all ranks: means with weights for training, reward statistics for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_vlaa.types import KINDS, Kind
+
+
+class RankMeans:
+    """Weighted means whose sums are reduced over ranks in one call. Every rank must know the same names in advance."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Starts all means of `names` at nothing."""
+        self._sums: dict[str, list[Tensor]] = {name: [torch.zeros(()), torch.zeros(())] for name in names}
+
+    def add(self, name: str, total: Tensor | float, weight: Tensor | float) -> None:
+        """Adds values that sum to `total` over `weight` units; tensors may stay on their device until `reduce`."""
+        pair = self._sums[name]
+        for place, value in enumerate((total, weight)):
+            pair[place] = pair[place] + (value.detach().float() if isinstance(value, Tensor) else value)
+
+    def reduce(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The means over all ranks; a name without any weight is left out, on every rank alike."""
+        table = sum_over_ranks(torch.stack([value.cpu() for pair in self._sums.values() for value in pair])).view(-1, 2)
+        return {
+            name: total / weight for name, (total, weight) in zip(self._sums, table.tolist(), strict=True) if weight
+        }
+
+
+class RewardStats(Metric):
+    """Mean reward with its standard error, over all rows and by kind; rows without a verdict are counted apart."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        super().__init__()
+        for name in ("count", "total", "squares", "failed"):
+            self.add_state(name, default=torch.zeros(len(KINDS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.count: Tensor
+        self.total: Tensor
+        self.squares: Tensor
+        self.failed: Tensor
+
+    def update(self, kind: Kind, reward: float | None) -> None:
+        """Adds one row: its mean reward over samples, or None when no sample could be judged."""
+        index = KINDS.index(kind)
+        if reward is None:
+            self.failed[index] += 1
+            return
+        self.count[index] += 1
+        self.total[index] += reward
+        self.squares[index] += reward**2
+
+    def compute(self) -> dict[str, float]:
+        """`reward`, `stderr`, `n`, `failed`, and `reward/<kind>` and `n/<kind>` for each kind that occurred."""
+        count = float(self.count.sum())
+        result = {"n": count, "failed": float(self.failed.sum())}
+        if count:
+            mean = float(self.total.sum()) / count
+            variance = max(0.0, float(self.squares.sum()) - count * mean**2) / max(1.0, count - 1)
+            result |= {"reward": mean, "stderr": (variance / count) ** 0.5}
+        for index, kind in enumerate(KINDS):
+            if self.count[index] > 0:
+                result[f"reward/{kind}"] = float(self.total[index] / self.count[index])
+                result[f"n/{kind}"] = float(self.count[index])
+        return result

@@ -1,0 +1,191 @@
+"""What SFT and GRPO have in common: one backbone, manual optimisation over micro-batches, the same on any strategy.
+
+Each `training_step` receives this rank's share of a batch, cuts it into micro-batches by a token budget, and takes
+whole optimiser steps. Losses are normalised by counts over all ranks, so neither the number of ranks nor the
+micro-batches change the result beyond rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
+from lit_vlaa.backbone.weights import load_weights
+from lit_vlaa.generation import CachedGenerator, RolloutKey
+from lit_vlaa.generation.protocol import Generator as RolloutEngine
+from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
+from lit_vlaa.sequences import micro_batch_count, split_contiguous
+from lit_vlaa.strategies import accumulate, clip_gradients, mixed_precision_policy, unsharded
+from lit_vlaa.types import Completion, Prompt, PromptBatch, SamplingParams
+
+
+class PolicyModule(LightningModule):
+    """Base of the trainable policies."""
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneConfig,
+        optim: OptimConfig,
+        init_from: str | None,
+        max_grad_norm: float,
+        max_tokens_per_micro_batch: int,
+        sampling: SamplingParams,
+        generator: RolloutEngine | None,
+        seed: int | None,
+    ) -> None:
+        """Keeps the settings; the model is built in `configure_model`, once the strategy is known."""
+        super().__init__()
+        if max_grad_norm < 0:
+            raise ValueError(f"--model.max_grad_norm must be 0 (no clipping) or positive, got {max_grad_norm}")
+        if max_tokens_per_micro_batch < 1:
+            raise ValueError(f"--model.max_tokens_per_micro_batch must be at least 1, got {max_tokens_per_micro_batch}")
+        self.automatic_optimization = False
+        self.backbone_config = backbone
+        self.optim = optim
+        self.init_from = init_from
+        self.max_grad_norm = max_grad_norm
+        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.sampling = sampling
+        self.engine: RolloutEngine = generator or CachedGenerator()
+        self.seed = seed
+        self.backbone: Backbone
+        self._processor: Processor | None = None
+
+    @property
+    def processor(self) -> Processor:
+        """Chat template, tokenizer and image processing; the data module takes it from here."""
+        if self._processor is None:
+            self._processor = load_processor(self.backbone_config)
+        return self._processor
+
+    def configure_model(self) -> None:
+        """Builds the backbone, loads `init_from`, and shards it where the strategy has a device mesh."""
+        if "backbone" not in self._modules:
+            self.backbone = self.build(self.backbone_config)
+
+    def build(self, config: BackboneConfig) -> Backbone:
+        """A backbone with the run's starting weights, laid out as the strategy wants it."""
+        backbone = build_backbone(config)
+        if self.init_from is not None:
+            load_weights(backbone, self.init_from)
+        if self.device_mesh is not None:
+            backbone.shard(self.device_mesh["data_parallel"], mixed_precision_policy(str(self.trainer.precision)))
+        return backbone
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW over the trainable parameters, with a schedule that is stepped after every optimiser step."""
+        optimizer = build_optimizer(self.backbone.named_parameters(), self.optim)
+        scheduler = build_scheduler(optimizer, self.optim, self.total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def steps_per_batch(self) -> int:
+        """Optimiser steps that one batch of the data module gives."""
+        return 1
+
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run, for the learning-rate schedule.
+
+        Raises:
+            ValueError: If neither the trainer nor the data module bounds the run.
+        """
+        trainer = self.trainer
+        batches = getattr(trainer.datamodule, "batches_per_epoch", None)  # type: ignore[attr-defined]
+        bounds = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if batches is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            if isinstance(trainer.limit_train_batches, int):
+                batches = min(batches, trainer.limit_train_batches)
+            bounds.append(batches * trainer.max_epochs * self.steps_per_batch())
+        if not bounds:
+            raise ValueError("the run has no end to plan the learning rate for: set --trainer.max_steps or max_epochs")
+        return max(1, min(bounds))
+
+    def take_step(self, lengths: Sequence[int], loss_of: Callable[[range], Tensor]) -> float:
+        """One optimiser step over this rank's rows.
+
+        Args:
+            lengths: Tokens of each row, in the order in which rows may be grouped.
+            loss_of: Gives the loss of a range of rows, already divided by the counts of the whole step over all ranks
+                and micro-batches.
+
+        Returns:
+            The gradient's norm before clipping.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # noqa: S101  # one optimiser is configured above
+        parts = self.micro_batches(lengths)
+        for number, part in enumerate(parts):
+            with accumulate(self, self.backbone, sync=number == len(parts) - 1):
+                # DDP and FSDP2 average gradients over ranks; the losses of all ranks are meant to add up.
+                self.manual_backward(loss_of(part) * self.trainer.world_size)
+        norm = clip_gradients(self.backbone.parameters(), self.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        return norm
+
+    def micro_batches(self, lengths: Sequence[int]) -> list[range]:
+        """Cuts rows into micro-batches, equally many on every rank: sharded forward passes are collective."""
+        wanted = torch.tensor(micro_batch_count(lengths, self.max_tokens_per_micro_batch), device=self.device)
+        count = int(self.trainer.strategy.reduce(wanted, reduce_op="max"))
+        return split_contiguous(lengths, min(count, len(lengths)))
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Element-wise sum of `values` over all ranks."""
+        total: Tensor = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+        return total
+
+    @contextmanager
+    def rollout_mode(self) -> Generator[None]:
+        """The policy whole on every rank, in evaluation mode and without gradients."""
+        training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.no_grad(), unsharded(self.backbone):
+                yield
+        finally:
+            self.backbone.train(training)
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, group_size: int, step: int | None = None
+    ) -> list[list[Completion]]:
+        """Samples completions from the policy.
+
+        Args:
+            prompts: This rank's prompts.
+            group_size: Completions a prompt.
+            step: Names the randomness beside the seed; None takes the current optimiser step.
+        """
+        key = RolloutKey(seed=self._rollout_seed(), step=self.global_step if step is None else step)
+        with self.rollout_mode():
+            return self.engine.generate(self.backbone, prompts, group_size=group_size, params=self.sampling, key=key)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, str]]:  # noqa: ARG002
+        """Answers each prompt once: id, question, truth and response, without the rows that only pad."""
+        groups = self.complete(batch.prompts, group_size=1, step=0)
+        return [
+            {
+                "id": prompt.record.id,
+                "question": prompt.record.question,
+                "truth": prompt.record.truth,
+                "response": self.processor.decode(group[0].token_ids),
+            }
+            for prompt, group in zip(batch.prompts, groups, strict=True)
+            if not prompt.padding
+        ]
+
+    def log_train(self, values: dict[str, float]) -> None:
+        """Logs numbers that are the same on every rank, over optimiser steps rather than batches."""
+        self.log_dict({**values, "step": float(self.global_step)}, rank_zero_only=True)
+
+    def _rollout_seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", "42")) if self.seed is None else self.seed

@@ -1,0 +1,110 @@
+"""One rollout: completions, their rewards and advantages, flattened into rows for the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_vlaa.advantages import group_advantages, zero_variance
+from lit_vlaa.types import Completion, Prompt, RewardRequest, RewardResult, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A rank's scored rollout. Row i belongs to prompt i // G; B prompts with G completions each."""
+
+    prompts: tuple[Prompt, ...]
+    """`B` prompts."""
+    completions: tuple[Completion, ...]
+    """`B * G` completions, prompt by prompt."""
+    texts: tuple[str, ...]
+    """`B * G` decoded completions."""
+    results: tuple[RewardResult, ...]
+    """`B * G` verdicts."""
+    rewards: Tensor
+    """`[B, G]` float32."""
+    valid: Tensor
+    """`[B, G]` bool, False where no verdict was reached."""
+    advantages: Tensor
+    """`[B, G]` float32."""
+
+    @property
+    def group_size(self) -> int:
+        """Completions a prompt."""
+        return self.rewards.shape[1]
+
+    def row(self, index: int) -> tuple[Prompt, Tensor]:
+        """Prompt and completion tokens of one row."""
+        return self.prompts[index // self.group_size], self.completions[index].token_ids
+
+    def length(self, index: int) -> int:
+        """Tokens of one row, prompt and completion."""
+        prompt, completion = self.row(index)
+        return prompt.input_ids.numel() + completion.numel()
+
+    def flat_groups(self) -> Tensor:
+        """`[B]` bool: groups whose rewards are all equal."""
+        return zero_variance(self.rewards, self.valid)
+
+    def groups(self) -> tuple[ScoredGroup, ...]:
+        """The rollout prompt by prompt, for people to read."""
+        size = self.group_size
+        return tuple(
+            ScoredGroup(
+                record=prompt.record,
+                texts=self.texts[index * size : (index + 1) * size],
+                results=self.results[index * size : (index + 1) * size],
+                advantages=tuple(self.advantages[index].tolist()),
+                lengths=tuple(c.token_ids.numel() for c in self.completions[index * size : (index + 1) * size]),
+            )
+            for index, prompt in enumerate(self.prompts)
+        )
+
+
+def score(
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Completion]],
+    *,
+    decode: Callable[[Tensor], str],
+    reward: Callable[[Sequence[RewardRequest]], list[RewardResult]],
+) -> Rollout:
+    """Scores completions and turns the rewards into advantages.
+
+    Args:
+        prompts: B prompts.
+        groups: For each prompt its G completions.
+        decode: Tokens to text.
+        reward: Scores a batch of responses.
+    """
+    size = len(groups[0])
+    completions = tuple(completion for group in groups for completion in group)
+    texts = tuple(decode(completion.token_ids) for completion in completions)
+    requests = [request_for(prompts[index // size], text) for index, text in enumerate(texts)]
+    results = tuple(reward(requests))
+    rewards = torch.tensor([result.value for result in results]).view(-1, size)
+    valid = torch.tensor([result.judged for result in results]).view(-1, size)
+    return Rollout(
+        prompts=tuple(prompts),
+        completions=completions,
+        texts=texts,
+        results=results,
+        rewards=rewards,
+        valid=valid,
+        advantages=group_advantages(rewards, valid),
+    )
+
+
+def request_for(prompt: Prompt, response: str) -> RewardRequest:
+    """What the reward needs to judge one response to `prompt`."""
+    return RewardRequest(
+        response=response,
+        kind=prompt.record.kind,
+        truth=prompt.record.truth,
+        question=prompt.record.question,
+        source=prompt.record.source,
+        box_space=prompt.box_space,
+        image_size=prompt.image_sizes[0] if prompt.image_sizes else None,
+    )

@@ -1,0 +1,284 @@
+"""The boundaries between stages: what each stage hands to the next.
+
+Shape legend, used across the project: B prompts (or sequences), G completions a prompt, P prompt tokens,
+C completion tokens, T tokens of a padded row, N scored tokens of a batch, V vocabulary, I images, D patch values.
+
+The path: a file's row -> `Record` -> `Sample` -> `Prompt` -> `Completion` -> `RewardResult` -> `ModelInputs` -> loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, get_args
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Kind = Literal["digit", "mcq", "math", "iou", "open_ended"]
+"""The five verifiers of the mixed reward (paper, section on mixed reward)."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+BoxSpace = Literal["normalized", "qwen2_5_vl", "qwen2_vl"]
+"""How a policy writes boxes: fractions of the image, pixels of the image as fed, or thousandths."""
+
+RewardStatus = Literal["ok", "no_answer", "unparsable_gt", "verifier_error", "timeout"]
+"""`ok` and `no_answer` are verdicts; the other three say that no verdict was reached."""
+
+FinishReason = Literal["stop", "length"]
+
+
+class TextPart(TypedDict):
+    """A piece of text in a chat message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(TypedDict):
+    """The place of the next image in a chat message."""
+
+    type: Literal["image"]
+
+
+class Message(TypedDict):
+    """One chat turn in the form that transformers' chat templates read."""
+
+    role: Literal["system", "user", "assistant"]
+    content: list[TextPart | ImagePart]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a VLAA-Thinking file, whatever form it was stored in."""
+
+    id: str
+    """Unique in its split; made from the file and the row number when the file has none."""
+    source: str
+    """One of the nine sources (`datamodules.sources`), or `other`."""
+    kind: Kind
+    """Which verifier scores this row."""
+    images: tuple[str, ...]
+    """Paths below the image root, without a leading slash; empty for a text-only row."""
+    question: str
+    truth: str
+    """Ground truth as text: a number, a letter, an expression, `[x1, y1, x2, y2]` or prose; empty when there is none."""
+    response: str | None
+    """The full target response for SFT, `<think>...</think><answer>...</answer>`; None when the row has none."""
+    origin: str
+    """`file:row` (rows counted from 1), for messages to the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A record made ready for the chat template."""
+
+    record: Record
+    messages: tuple[Message, ...]
+    images: tuple[Image, ...]
+    """RGB images in the order of the messages' image parts."""
+    box_space: BoxSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One encoded prompt with everything that generation and scoring need of its record."""
+
+    record: Record
+    input_ids: Tensor
+    """`[P]` int64, chat template applied, each image placeholder expanded to its true number of tokens."""
+    position_ids: Tensor
+    """`[3, P]` int64, multimodal rotary positions (temporal, height, width)."""
+    pixel_values: Tensor | None
+    """`[patches, D]` float32, the patches of all images one after the other; None without images."""
+    image_grid_thw: Tensor | None
+    """`[I, 3]` int64, the patch grid of each image (time, height, width); None without images."""
+    image_sizes: tuple[tuple[int, int], ...]
+    """(width, height) in pixels of each image as fed to the model."""
+    box_space: BoxSpace = "normalized"
+    padding: bool = False
+    """True for a row repeated only to give all ranks the same number; metrics leave it out."""
+
+    @property
+    def next_position(self) -> int:
+        """Rotary position of the first completion token; the later ones count on from it."""
+        return int(self.position_ids.max()) + 1 if self.position_ids.numel() else 0
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Prompt:
+        """Returns the prompt with its pixel values on `device`; its token ids stay on the CPU, where rows are built."""
+        if self.pixel_values is None:
+            return self
+        return replace(self, pixel_values=self.pixel_values.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Prompt:
+        """Returns the prompt with its pixel values in page-locked memory."""
+        if self.pixel_values is None:
+            return self
+        return replace(self, pixel_values=self.pixel_values.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """The prompts of one rollout on this rank."""
+
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
+        """Moves the pixel values (Lightning calls this)."""
+        return PromptBatch(tuple(p.to(device, non_blocking) for p in self.prompts))
+
+    def pin_memory(self) -> PromptBatch:
+        """Pins the pixel values (the data loader calls this)."""
+        return PromptBatch(tuple(p.pin_memory() for p in self.prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class SFTBatch:
+    """This rank's share of one SFT batch: prompts and, beside each, the tokens to learn."""
+
+    prompts: tuple[Prompt, ...]
+    responses: tuple[Tensor, ...]
+    """Per prompt `[C]` int64: response tokens with the end-of-turn token last."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SFTBatch:
+        """Moves the pixel values (Lightning calls this)."""
+        return SFTBatch(tuple(p.to(device, non_blocking) for p in self.prompts), self.responses)
+
+    def pin_memory(self) -> SFTBatch:
+        """Pins the pixel values (the data loader calls this)."""
+        return SFTBatch(tuple(p.pin_memory() for p in self.prompts), self.responses)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """Right-padded rows for one forward pass. Padding needs no mask: causal attention never looks ahead to it."""
+
+    input_ids: Tensor
+    """`[B, T]` int64."""
+    position_ids: Tensor
+    """`[3, B, T]` int64."""
+    target_mask: Tensor
+    """`[B, T]` bool, True at the tokens to score (the completion); never True in column 0."""
+    pixel_values: Tensor | None
+    """`[patches, D]`, each distinct image once."""
+    image_grid_thw: Tensor | None
+    """`[I, 3]`, the distinct images."""
+    image_slots: Tensor | None
+    """`[S]` int64: for each image place in row-major order, which distinct image stands there."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What one forward pass says of its N target tokens, in row-major order."""
+
+    logprobs: Tensor
+    """`[N]` float32 log-probability of each target token."""
+    entropy: Tensor
+    """`[N]` float32 entropy of each target's distribution in nats, without gradient."""
+    correct: Tensor
+    """`[N]` bool, True where the target is the most probable token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer."""
+
+    token_ids: Tensor
+    """`[C]` int64 on the CPU, the end-of-turn token included when the policy wrote it."""
+    logprobs: Tensor
+    """`[C]` float32 on the CPU, log-probability of each token under the sampling distribution
+    (temperature and bans applied, top-k and top-p not)."""
+    finish: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How completions are drawn."""
+
+    max_new_tokens: int
+    temperature: float = 0.8
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means no limit."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (no limit) or positive, got {self.top_k}")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRequest:
+    """One response to score."""
+
+    response: str
+    """The policy's decoded text, hostile input."""
+    kind: Kind
+    truth: str
+    question: str = ""
+    source: str = ""
+    box_space: BoxSpace = "normalized"
+    image_size: tuple[int, int] | None = None
+    """(width, height) in pixels of the image as fed to the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """The verdict on one response."""
+
+    value: float
+    """In [0, 1]; 0 when no verdict was reached."""
+    kind: Kind
+    extracted: str | None
+    """The answer that was judged, None when none could be extracted."""
+    status: RewardStatus
+
+    @property
+    def judged(self) -> bool:
+        """True when `value` is a verdict; a sample that could not be judged is left out of its group's statistics."""
+        return self.status in ("ok", "no_answer")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """One prompt's completions with their rewards, for logging and for callbacks."""
+
+    record: Record
+    texts: tuple[str, ...]
+    results: tuple[RewardResult, ...]
+    advantages: tuple[float, ...]
+    lengths: tuple[int, ...]
+    """Completion tokens."""
+
+
+class ChatProcessor(Protocol):
+    """What the data modules need of a backbone's processor: `Sample` in, tokens out. Survives pickling to workers."""
+
+    def encode(self, sample: Sample) -> Prompt:
+        """Applies the chat template, tokenises, prepares the images."""
+
+    def encode_response(self, text: str) -> Tensor:
+        """`[C]` tokens of an assistant's response, the end-of-turn token last."""
+
+
+class Scorer(Protocol):
+    """A model of answer quality for open-ended questions."""
+
+    def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
+        """Scores `answers[i]` for `requests[i]`; None where this scorer failed."""
