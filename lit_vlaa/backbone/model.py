@@ -31,6 +31,7 @@ class Backbone(nn.Module):
         for part in config.freeze:
             for parameter in self._part(part):
                 parameter.requires_grad_(False)
+        self._tower_apart = False
         self._vision_trains = any(p.requires_grad for p in self.visual.parameters())
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
@@ -95,9 +96,9 @@ class Backbone(nn.Module):
             placed = torch.cat([features[slot] for slot in inputs.image_slots.tolist()])
             places = (inputs.input_ids == self.processor.image_token_id).unsqueeze(-1).expand_as(embeds)
             return embeds.masked_scatter(places, placed.to(embeds.dtype))
-        if self._vision_trains and torch.is_grad_enabled():
-            # Every rank must reach the tower's parameters in its backward pass, with images or without: gradient
-            # reduction is collective. A blank patch times zero does it without changing any number.
+        if self._tower_apart or (self._vision_trains and torch.is_grad_enabled()):
+            # Every rank must reach the tower, with images or without: gathering its shards and reducing its gradients
+            # are collective. A blank image times zero does it without changing any number.
             vision = self.model.config.vision_config
             values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
             blank = torch.zeros(_DUMMY_PATCHES, values, device=embeds.device)
@@ -121,6 +122,7 @@ class Backbone(nn.Module):
             fully_shard(layer, **options)
         if self._vision_trains:
             fully_shard(self.visual, **options)
+            self._tower_apart = True
         fully_shard(self, **options)
 
     def save_pretrained(self, directory: str | Path) -> None:

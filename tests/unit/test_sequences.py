@@ -14,7 +14,7 @@ from lit_vlaa.sequences import (
     token_scores,
     unflatten,
 )
-from tests.helpers.samples import mixed_prompts, tiny_backbone
+from helpers.samples import mixed_prompts, tiny_backbone
 
 IMAGE = 9
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_vlaa.backbone import BackboneConfig, Processor, load_processor
-from tests.helpers.samples import image, mixed_samples, sample
+from helpers.samples import image, mixed_samples, sample
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+"""One process, two DDP ranks and two FSDP2 ranks take the same path, and so do one batch and its micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers.launch import run_ranks
+from helpers.modules import train
+
+# Rows with one image, two images and none, in uneven lengths: the ranks' micro-batches differ in number and kind.
+SMALL = {"max_tokens_per_micro_batch": 120}
+
+
+def assert_same_path(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Both runs agree up to float32 rounding, which Adam and the clip carry from step to step."""
+    assert one["steps"] == other["steps"]
+    for ours, theirs in zip(one["logged"], other["logged"], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert theirs[name] == pytest.approx(value, rel=2e-3, abs=2e-4), name
+    for name, (total, norm) in one["weights"].items():
+        name = name.replace("_orig_mod.", "")  # noqa: PLW2901
+        assert other["weights"][name][1] == pytest.approx(norm, rel=1e-4, abs=1e-4), name
+        assert other["weights"][name][0] == pytest.approx(total, rel=1e-3, abs=5e-2), name
+
+
+@pytest.fixture(scope="module", params=["sft", "grpo"])
+def single(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return request.param, train(request.param)
+
+
+def test_micro_batches_equal_one_batch(single: tuple[str, dict[str, Any]]) -> None:
+    kind, expected = single
+    assert_same_path(expected, train(kind, **SMALL))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_equal_one(single: tuple[str, dict[str, Any]], strategy: str) -> None:
+    kind, expected = single
+    outcomes = run_ranks("helpers.modules:train", kind=kind, strategy=strategy, devices=2, **SMALL)
+    for outcome in outcomes:
+        assert_same_path(expected, outcome)
+
+
+@pytest.mark.parametrize("freeze", [["vision"], ["vision", "merger"]])
+def test_frozen_towers_shard_too(freeze: list[str]) -> None:
+    options = {"backbone": {"freeze": freeze}, "kind": "grpo"}
+    expected = train(**options)  # type: ignore[arg-type]
+    outcomes = run_ranks("helpers.modules:train", strategy="fsdp2", devices=2, **options, **SMALL)
+    assert_same_path(expected, outcomes[0])
