@@ -56,7 +56,12 @@ class RolloutLogger(Callback):
         self._seen = 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Logs the rollout that this batch gave, when it is its turn."""
         if not isinstance(outputs, Mapping) or "rollout" not in outputs:

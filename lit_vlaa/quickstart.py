@@ -18,6 +18,8 @@ from lit_vlaa.types import KINDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 
+_COUNTS = ("--sft-count=8000", "--grpo-count=4000", "--test-count=2000", "--seed=0")
+
 Scores = dict[str, float]
 
 
@@ -41,49 +43,36 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
         raise ValueError(f"{CONFIGS} is missing; run the quickstart from a clone of the repository")
     started = time.perf_counter()
     seconds: dict[str, float] = {}
-    checkpoints = {stage: output_dir / stage / "checkpoints" / "last.ckpt" for stage in ("sft", "grpo")}
-    common = [f"--seed_everything={seed}"]
-    stages: list[tuple[str, list[str]]] = [
-        ("data", ["data", "synthetic", f"--output-dir={data_dir}"]),
-        ("sft", ["fit", f"--config={CONFIGS / 'sft.yaml'}", *common, *_places("sft", output_dir, data_dir)]),
-        (
-            "grpo",
-            [
-                "fit",
-                f"--config={CONFIGS / 'grpo.yaml'}",
-                *common,
-                *_places("grpo", output_dir, data_dir),
-                f"--model.init_from={checkpoints['sft']}",
-            ],
-        ),
-        *(
-            (
-                f"eval_{stage}",
-                [
-                    "test",
-                    f"--config={CONFIGS / 'grpo.yaml'}",
-                    *common,
-                    *_places(f"eval_{stage}", output_dir, data_dir),
-                    f"--model.init_from={checkpoint}",
-                ],
-            )
-            for stage, checkpoint in checkpoints.items()
-        ),
-    ]
-    for number, (stage, words) in enumerate(stages, start=1):
-        _say(f"\n[{number}/{len(stages)}] {_shell(words)}")
+    sft, grpo = (
+        ["fit", f"--config={CONFIGS / f'{stage}.yaml'}", f"--seed_everything={seed}", *_places(stage, data_dir)]
+        for stage in ("sft", "grpo")
+    )
+    test = ["test", *grpo[1:]]
+
+    def stage(name: str, words: list[str]) -> None:
+        _say(f"\n[{len(seconds) + 1}/5] {' '.join(['lit-vlaa', *words])}")
         before = time.perf_counter()
-        if code := main(words):
-            return code
-        seconds[stage] = time.perf_counter() - before
-    scores = {stage: _test_scores(newest_log(output_dir / f"eval_{stage}")) for stage in checkpoints}
+        if main(words):
+            raise ValueError(f"the quickstart stopped in its stage {name}")
+        seconds[name] = time.perf_counter() - before
+
+    def root(name: str) -> str:
+        return f"--trainer.default_root_dir={output_dir / name}"
+
+    stage("data", ["data", "synthetic", f"--output-dir={data_dir}", *_COUNTS])
+    stage("sft", [*sft, root("sft")])
+    start = f"--model.init_from={checkpoint(output_dir / 'sft')}"
+    stage("grpo", [*grpo, root("grpo"), start])
+    stage("eval_sft", [*test, root("eval_sft"), start])
+    stage("eval_grpo", [*test, root("eval_grpo"), f"--model.init_from={checkpoint(output_dir / 'grpo')}"])
+    scores = {arm: _test_scores(newest_log(output_dir / f"eval_{arm}")) for arm in ("sft", "grpo")}
     picture = plot(output_dir, scores)
     summary = {
-        **{stage: _summary(values) for stage, values in scores.items()},
+        **{arm: _summary(values) for arm, values in scores.items()},
         "gain": scores["grpo"]["reward"] - scores["sft"]["reward"],
         "gain_stderr": (scores["sft"]["stderr"] ** 2 + scores["grpo"]["stderr"] ** 2) ** 0.5,
         "seconds": round(time.perf_counter() - started, 1),
-        "stages_seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+        "stages_seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
     path = output_dir / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -92,19 +81,16 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
     return 0
 
 
-def _places(stage: str, output_dir: Path, data_dir: Path) -> list[str]:
-    """Flags that move a stage's folders to where this run wants them."""
-    split = "SFT" if stage == "sft" else "GRPO"
-    flags = [
-        f"--trainer.default_root_dir={output_dir / stage}",
-        f"--data.data_file={data_dir / f'VLAA-Thinking-{split}.json'}",
-        f"--data.image_root={data_dir / 'images'}",
-    ]
-    if not stage.startswith("eval"):
-        flags.append(f"--trainer.callbacks.dirpath={output_dir / stage / 'checkpoints'}")
-    if stage != "sft":
-        flags.append(f"--data.test_file={data_dir / 'VLAA-Thinking-test.json'}")
-    return flags
+def _places(split: str, data_dir: Path) -> list[str]:
+    """Flags that name the generated files of a split."""
+    file = data_dir / f"VLAA-Thinking-{split.upper()}"
+    parts = {"data_file": f"{file}.json", "val_file": f"{file}-val.json", "test_file": f"{file}-test.json"}
+    return [f"--data.{name}={path}" for name, path in parts.items()] + [f"--data.image_root={data_dir / 'images'}"]
+
+
+def checkpoint(root: Path) -> Path:
+    """The last checkpoint of the latest run below `root`."""
+    return newest_log(root).parent / "checkpoints" / "last.ckpt"
 
 
 def newest_log(root: Path) -> Path:
@@ -196,10 +182,6 @@ def _table(scores: Mapping[str, Scores], summary: Mapping[str, Any]) -> str:
     lines.append(f"change {summary['gain']:+.3f} with a standard error of {summary['gain_stderr']:.3f}")
     lines.append(f"{summary['seconds']:.0f} seconds in all\n")
     return "\n".join(lines)
-
-
-def _shell(words: Sequence[str]) -> str:
-    return " ".join(["lit-vlaa", *words])
 
 
 def _say(text: str) -> None:

@@ -201,7 +201,7 @@ class Completion:
     finish: FinishReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SamplingParams:
     """How completions are drawn."""
 

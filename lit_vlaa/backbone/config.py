@@ -8,7 +8,7 @@ from typing import Literal
 Part = Literal["vision", "merger", "language"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """The backbone and how it is loaded.
 

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 Verdict = tuple[float, RewardStatus]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """Settings of the mixed reward."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from helpers.launch import run_ranks
 from helpers.modules import train
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.modules import BATCH, OPTIM, FixedGenerator, FixedReward, train, training_samples
-from helpers.samples import tiny_backbone
 from torch import Tensor
 
+from helpers.modules import BATCH, OPTIM, FixedGenerator, FixedReward, train, training_samples
+from helpers.samples import tiny_backbone
 from lit_vlaa.backbone import Backbone
 from lit_vlaa.optim import build_optimizer
 from lit_vlaa.types import Completion, Prompt, RewardRequest, SamplingParams
@@ -27,9 +27,9 @@ def logprobs_of(model: Backbone, prompt: Prompt, response: Tensor, temperature: 
     if prompt.pixel_values is not None:
         images = {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
     kinds = (ids == model.processor.image_token_id).int()
-    logits = model.model(
-        input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds, **images
-    ).logits[0, -len(response) - 1 : -1]
+    logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds, **images).logits[
+        0, -len(response) - 1 : -1
+    ]
     logits = logits / temperature
     if ban:
         logits[:, list(model.processor.banned_token_ids)] = -torch.inf
@@ -61,7 +61,9 @@ def compare_weights(model: Backbone, outcome: dict[str, Any]) -> None:
         value = parameter.detach().double()
         # Adam's first steps divide gradients by their own size, so rounding in tiny gradients shows at the scale of
         # the learning rate (1e-3) times the relative error (about 1e-4), summed over a matrix.
-        torch.testing.assert_close(ours[1], value.norm().float(), atol=2e-4, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            ours[1], value.norm().float(), atol=2e-4, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_sft_step_equals_plain_pytorch() -> None:
@@ -96,10 +98,7 @@ def test_grpo_steps_equal_plain_pytorch(old_logprobs: str) -> None:
         judged = 0
         for prompt, group in zip(prompts[first : first + 2], groups[first : first + 2], strict=True):
             results = FixedReward()(
-                [
-                    RewardRequest(model.processor.decode(c.token_ids), "digit", prompt.record.truth)
-                    for c in group
-                ]
+                [RewardRequest(model.processor.decode(c.token_ids), "digit", prompt.record.truth) for c in group]
             )
             values = torch.tensor([r.value for r in results if r.judged])
             for completion, result in zip(group, results, strict=True):

@@ -29,8 +29,12 @@ def test_samples_without_verdict_neither_gain_nor_shift_their_group() -> None:
     torch.testing.assert_close(advantages, torch.tensor([[1 / 3, -2 / 3, 0, 1 / 3]]) / scale)
 
 
-@pytest.mark.parametrize(("rewards", "valid"), [([[0.5] * 4], [[True] * 4]), ([[1.0, 0, 0, 0]], [[True] + [False] * 3])])
-def test_groups_that_teach_nothing_get_zero_and_are_counted(rewards: list[list[float]], valid: list[list[bool]]) -> None:
+@pytest.mark.parametrize(
+    ("rewards", "valid"), [([[0.5] * 4], [[True] * 4]), ([[1.0, 0, 0, 0]], [[True] + [False] * 3])]
+)
+def test_groups_that_teach_nothing_get_zero_and_are_counted(
+    rewards: list[list[float]], valid: list[list[bool]]
+) -> None:
     assert group_advantages(torch.tensor(rewards), torch.tensor(valid)).tolist() == [[0, 0, 0, 0]]
     assert zero_variance(torch.tensor(rewards), torch.tensor(valid)).tolist() == [True]
 
@@ -59,9 +63,7 @@ def test_k3_is_zero_where_policies_agree_and_known_elsewhere() -> None:
 )
 def test_clipped_surrogate(ratio: float, advantage: float, loss: float, clipped: bool) -> None:
     logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    result = clipped_surrogate(
-        logprobs, torch.zeros(1, 1), torch.tensor([advantage]), clip_low=0.2, clip_high=0.3
-    )
+    result = clipped_surrogate(logprobs, torch.zeros(1, 1), torch.tensor([advantage]), clip_low=0.2, clip_high=0.3)
     torch.testing.assert_close(result.loss, torch.tensor([[loss]]))
     torch.testing.assert_close(result.ratio, torch.tensor([[ratio]]))
     assert result.clipped.item() is clipped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.samples import mixed_prompts, tiny_backbone
 from lit_vlaa.sequences import (
     assemble,
     micro_batch_count,
@@ -14,7 +15,6 @@ from lit_vlaa.sequences import (
     token_scores,
     unflatten,
 )
-from helpers.samples import mixed_prompts, tiny_backbone
 
 IMAGE = 9
 

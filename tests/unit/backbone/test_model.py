@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.samples import mixed_prompts, mixed_samples, tiny_backbone
 from lit_vlaa.backbone import Backbone, BackboneConfig, build_backbone
 from lit_vlaa.backbone.weights import load_weights
 from lit_vlaa.sequences import assemble
 from lit_vlaa.types import ModelInputs
-from helpers.samples import mixed_prompts, mixed_samples, tiny_backbone
 
 
 @pytest.fixture(scope="module")

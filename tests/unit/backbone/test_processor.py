@@ -7,8 +7,8 @@ import pickle
 import pytest
 import torch
 
-from lit_vlaa.backbone import BackboneConfig, Processor, load_processor
 from helpers.samples import image, mixed_samples, sample
+from lit_vlaa.backbone import BackboneConfig, Processor, load_processor
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.samples import image, sample
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import RolloutLogger
 from callbacks.rollout_logger import beside_each_other, table
+from helpers.samples import image, sample
 from lit_vlaa.types import Record, RewardResult, ScoredGroup
 
 

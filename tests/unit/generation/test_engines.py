@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
+from helpers.samples import mixed_prompts, tiny_backbone
 from lit_vlaa.backbone import Backbone
 from lit_vlaa.generation import CachedGenerator, RolloutKey, TransformersGenerator
 from lit_vlaa.sequences import assemble
 from lit_vlaa.types import Completion, SamplingParams
-from helpers.samples import mixed_prompts, tiny_backbone
 
 KEY = RolloutKey(seed=7, step=3)
 

@@ -1,0 +1,100 @@
+"""Finding and opening images: nothing outside the image root, nothing huge, always RGB."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+class ImageError(ValueError):
+    """An image that may not or cannot be opened; the message says which and why."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        """Takes the message in two parts.
+
+        Args:
+            reason: What is wrong, in words that are the same for every image.
+            detail: Which image, and more about it.
+        """
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+def relative_path(path: str) -> str:
+    """Normalises an image path of a data file to one below the image root.
+
+    Some released rows start with a slash that does not mean the file system's root; it is dropped. The result therefore
+    never is absolute.
+
+    Raises:
+        ImageError: If the path is empty, or leads upwards.
+    """
+    pure = PurePosixPath(path.strip().lstrip("/"))
+    if not pure.parts or "\0" in path:
+        raise ImageError("no path", repr(path))
+    if ".." in pure.parts or "\\" in path:
+        raise ImageError("a path with '..' or a backslash", repr(path))
+    return str(pure)
+
+
+def locate(root: Path, path: str) -> Path:
+    """Returns the file of `path`, a path below the image root.
+
+    Args:
+        root: Image root, resolved (`Path.resolve`).
+        path: As `relative_path` returns it.
+
+    Raises:
+        ImageError: If there is no such file, or a symbolic link takes it out of the image root.
+    """
+    found = (root / relative_path(path)).resolve()
+    if not found.is_relative_to(root):
+        raise ImageError("a link out of the image root; copy or bind-mount the images below it", f"{path!r} in {root}")
+    if not found.is_file():
+        raise ImageError("no such file below the image root", f"{path!r} in {root}")
+    return found
+
+
+def open_rgb(root: Path, path: str, *, max_pixels: int) -> Image.Image:
+    """Opens an image as RGB.
+
+    Transparency is laid over white, 16-bit grey is scaled to 8 bits, an animation gives its first frame. The
+    orientation tag of photographs is ignored, as common VLM pipelines do.
+
+    Args:
+        root: Image root, resolved.
+        path: Path below it.
+        max_pixels: Width times height above which the image is refused before it is decoded.
+
+    Raises:
+        ImageError: If the image may not be opened, is too large, or is broken.
+    """
+    file = locate(root, path)
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(
+                    "more pixels than max_image_pixels", f"{path!r}: {image.width}x{image.height} > {max_pixels}"
+                )
+            return _to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError("cannot be read", f"{path!r}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or values.max(initial=0) > 255:
+            values >>= 8
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(canvas, layer).convert("RGB")
+    return image.convert("RGB")

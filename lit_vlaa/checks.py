@@ -1,0 +1,243 @@
+"""What can be said about a command's arguments before anything is built, in one line a problem.
+
+PyTorch and Lightning are imported only where a check needs them, so that the small tools answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+"""Values of `--trainer.precision` that manual optimisation with clipping of our own trains in."""
+
+_ALIASES = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+_KEYWORD_CHECKPOINTS = ("best", "last", "hpc")
+"""Values of `--ckpt_path` that Lightning resolves to a path itself."""
+
+_NO_MODEL = (
+    "no model is given: add --model lit_vlaa.sft.SFTModule or --model lit_vlaa.grpo.GRPOModule, "
+    "or a --config that names one"
+)
+_NO_DATA = "no data is given: add --data datamodules.VLAAThinkingDataModule, or a --config that names it"
+
+
+class UsageError(Exception):
+    """Arguments that cannot work.
+
+    Args:
+        problems: One line each, naming the flag and the remedy.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+def find_problems(config: Mapping[str, Any]) -> list[str]:
+    """Looks for what would fail later, and less clearly.
+
+    Args:
+        config: The parsed configuration of one command: `trainer`, `model`, `data`, `ckpt_path`.
+
+    Returns:
+        One line for each problem, none if all is well.
+    """
+    trainer = config["trainer"]
+    return [
+        *_missing_classes(config),
+        *_strategy(trainer["strategy"]),
+        *_precision(trainer["precision"], trainer["strategy"]),
+        *_devices(trainer["accelerator"], trainer["devices"]),
+        *_trainer_flags(trainer),
+        *_checkpoint(config.get("ckpt_path"), trainer["strategy"]),
+    ]
+
+
+def one_line(message: str) -> str:
+    """Rewrites a parser's report of many lines as one.
+
+    Args:
+        message: What jsonargparse says of a value, with all the types it tried.
+
+    Returns:
+        The flag, what was expected and what came; text in another form only loses its line breaks.
+    """
+    if re.search(r"required.*\bmodel\b", message):
+        return _NO_MODEL
+    keys: list[str] = []
+    expected: list[str] = []
+    other: list[str] = []
+    got = ""
+    for raw in message.splitlines():
+        line = raw.strip().removeprefix("- ")
+        if key := re.match(r'Parser key "([^"]+)":', line):
+            keys.append(key[1])
+            line = line[key.end() :].strip()
+        line, _, value = line.partition(". Got value: ")
+        got = value or got
+        if option := re.match(r"Option '([\w.]+)' is not accepted", line):
+            keys.append(option[1])
+            other.append("there is no such option")
+        elif line.startswith("Given value: ") and "(" not in line:
+            got = got or line.removeprefix("Given value: ")
+        elif line.startswith("Expected a dot import path string"):
+            expected.append("a class such as package.module.Class")
+        elif typed := re.match(r"Expected an? (<class '[\w.]+'>|typing\.Literal\[.*\])$", line):
+            if name := _type_name(typed[1]):
+                expected.append(name)
+        elif line and not line.startswith(("Expected a path but", *_NOISE)):
+            other.append(line.removesuffix(":"))
+    if any("--" in line for line in other):
+        return next(line for line in other if "--" in line)
+    if expected and not other:
+        other.append(f"expected {' or '.join(expected)}" + (f", got {got}" if got else ""))
+    text = "; ".join(other) or " ".join(message.split())
+    return f"--{'.'.join(keys)}: {text}" if keys else text
+
+
+_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value")
+
+
+def _type_name(text: str) -> str:
+    """`int` for `<class 'int'>`, the choices for a Literal, nothing for None."""
+    if text.startswith("typing.Literal["):
+        return "one of " + text[len("typing.Literal[") : -1].replace("'", "")
+    name = text[len("<class '") : -2]
+    return "" if name == "NoneType" else name
+
+
+def _missing_classes(config: Mapping[str, Any]) -> Iterator[str]:
+    if not config.get("model"):
+        yield _NO_MODEL
+    if not config.get("data"):
+        yield _NO_DATA
+
+
+def _strategy(strategy: Any) -> Iterator[str]:
+    """Manual optimisation with accumulation and clipping of our own runs under these families only."""
+    from lightning.pytorch.strategies import (  # noqa: PLC0415 (see the module's docstring)
+        DDPStrategy,
+        SingleDeviceStrategy,
+        StrategyRegistry,
+    )
+
+    from lit_vlaa.strategies import FSDP2Strategy  # noqa: PLC0415
+
+    remedy = "use auto, ddp, fsdp2 (fsdp means the same) or fsdp2_sharded"
+    if isinstance(strategy, str):
+        ddp = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
+        if strategy not in {"auto", "fsdp", "fsdp2", "fsdp2_sharded", *ddp}:
+            yield f"--trainer.strategy {strategy} is not supported; {remedy}"
+        return
+    path: str = strategy["class_path"]
+    module, _, name = path.rpartition(".")
+    if not issubclass(
+        getattr(importlib.import_module(module), name), (DDPStrategy, FSDP2Strategy, SingleDeviceStrategy)
+    ):
+        yield f"--trainer.strategy {path} is not supported; {remedy}, or lit_vlaa.strategies.FSDP2Strategy"
+
+
+def _is_fsdp2(strategy: Any) -> bool:
+    name = strategy if isinstance(strategy, str) else strategy["class_path"]
+    return name.startswith("fsdp") or name.endswith("FSDP2Strategy")
+
+
+def _precision(precision: Any, strategy: Any) -> Iterator[str]:
+    from lit_vlaa.strategies import FSDP2_PRECISIONS  # noqa: PLC0415 (see the module's docstring)
+
+    name = "32-true" if precision is None else _ALIASES.get(str(precision), str(precision))
+    allowed = FSDP2_PRECISIONS if _is_fsdp2(strategy) else PRECISIONS
+    if name not in allowed:
+        under = " with fsdp2" if name in PRECISIONS else ""
+        yield f"--trainer.precision {precision} does not work{under}; use one of {', '.join(allowed)}"
+
+
+def _devices(accelerator: Any, devices: Any) -> Iterator[str]:
+    """Looks for GPUs that are asked for but not there."""
+    import torch  # noqa: PLC0415 (see the module's docstring)
+    from lightning.pytorch.accelerators import AcceleratorRegistry  # noqa: PLC0415
+
+    if not isinstance(accelerator, str):
+        return
+    known = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
+    if accelerator not in known:
+        yield f"--trainer.accelerator {accelerator} is unknown; use one of {', '.join(known)}"
+        return
+    wanted = _device_numbers(devices)
+    if wanted is None:
+        return
+    if not wanted:
+        yield f"--trainer.devices {devices} asks for no device; use auto or a number from 1"
+    elif accelerator in {"gpu", "cuda"}:
+        visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not visible:
+            yield f"--trainer.accelerator {accelerator}: no GPU is visible here; use --trainer.accelerator cpu"
+        elif max(wanted) >= visible:
+            yield (
+                f"--trainer.devices {devices} asks for more than the {visible} visible GPU(s); "
+                f"use --trainer.devices {visible} or fewer"
+            )
+
+
+def _device_numbers(devices: Any) -> list[int] | None:
+    """The numbers of the devices asked for: `3` and `0,1,2` mean the first three; None if the form is Lightning's."""
+    if devices in {"auto", "-1", -1} if isinstance(devices, (str, int)) else False:
+        return [0]
+    if isinstance(devices, str):
+        if devices.isdecimal():
+            return list(range(int(devices)))
+        numbers = [part.strip() for part in devices.split(",") if part.strip()]
+        return [int(number) for number in numbers] if all(n.isdecimal() for n in numbers) else None
+    return list(range(devices)) if isinstance(devices, int) else list(devices)
+
+
+def _trainer_flags(trainer: Mapping[str, Any]) -> Iterator[str]:
+    """Flags of the Trainer that manual optimisation, or FSDP2, makes wrong."""
+    if trainer["gradient_clip_val"] is not None or trainer["gradient_clip_algorithm"] is not None:
+        yield "--trainer.gradient_clip_val and gradient_clip_algorithm do not apply; use --model.max_grad_norm"
+    if trainer["accumulate_grad_batches"] != 1:
+        yield (
+            "--trainer.accumulate_grad_batches does not apply; set the batch with the data's batch size and what "
+            "runs at one time with --model.max_tokens_per_micro_batch"
+        )
+    if trainer["use_distributed_sampler"]:
+        yield (
+            "--trainer.use_distributed_sampler true would shuffle the data module's own order; "
+            "use --trainer.use_distributed_sampler false"
+        )
+    if trainer["inference_mode"]:
+        yield (
+            "--trainer.inference_mode true breaks training after validation under fsdp2; "
+            "use --trainer.inference_mode false"
+        )
+
+
+def _checkpoint(path: Any, strategy: Any) -> Iterator[str]:
+    from lit_vlaa.strategies import is_sharded_checkpoint  # noqa: PLC0415 (see the module's docstring)
+
+    if path is None or path in _KEYWORD_CHECKPOINTS:
+        return
+    checkpoint = Path(path)
+    if not checkpoint.exists():
+        yield f"--ckpt_path {path} does not exist"
+    elif is_sharded_checkpoint(checkpoint):
+        if not _is_fsdp2(strategy):
+            yield (
+                f"--ckpt_path {path} is a sharded checkpoint, which only fsdp2 resumes from; "
+                "use --trainer.strategy fsdp2"
+            )
+    elif checkpoint.is_dir():
+        remedy = (
+            "it holds a model in the Hub's layout: use --model.backbone.path or --model.init_from"
+            if (checkpoint / "config.json").is_file()
+            else "give a .ckpt file or a folder saved by fsdp2_sharded"
+        )
+        yield f"--ckpt_path {path} is a folder but no checkpoint; {remedy}"
+    elif not zipfile.is_zipfile(checkpoint):
+        yield f"--ckpt_path {path} is not a checkpoint written by this program, or it is incomplete; give a .ckpt file"

@@ -1,0 +1,169 @@
+"""The `lit-vlaa` command: four commands that run a Trainer, and tools.
+
+Nothing heavy is imported here, so that `--help`, `--version` and the tools answer quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from lit_vlaa.checks import UsageError, one_line
+
+RUNS = {
+    "fit": "train a model",
+    "validate": "evaluate on the validation split",
+    "test": "evaluate on the test split",
+    "predict": "write answers",
+}
+"""The commands of Lightning's Trainer, with what they do."""
+
+
+class Tool(NamedTuple):
+    """A command beside the Trainer's: a function whose keyword parameters become flags."""
+
+    target: str
+    """`module:function`, imported when the tool runs."""
+    summary: str
+    """One line for `--help`."""
+    output: str | None = None
+    """The parameter that users know as `--output-dir`."""
+
+
+TOOLS = {
+    "data synthetic": Tool(
+        "datamodules.synthetic:write_dataset", "write a generated data set in the VLAA-Thinking schema", "root"
+    ),
+    "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
+}
+"""Tools by command; a command may have two words."""
+
+
+class _ToolParser(ArgumentParser):
+    """Reports errors without the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError([one_line(message)]) from ex
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: Arguments after `lit-vlaa`; None takes those of the process.
+
+    Returns:
+        The exit code: 0 when all went well, 2 when the arguments cannot work.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        return _dispatch(words)
+    except UsageError as error:
+        if os.environ.get("LIT_VLAA_DEBUG"):
+            raise
+        # Every rank meets the same problem; one of them tells.
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))) == "0":
+            sys.stderr.writelines(f"lit-vlaa: error: {problem}\n" for problem in error.problems)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _dispatch(words: list[str]) -> int:
+    """Finds the command and runs it."""
+    if not words or words[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(_help())
+        return 0
+    if words[0] in {"-V", "--version"}:
+        sys.stdout.write(f"lit-vlaa {_version()}\n")
+        return 0
+    if words[0] in RUNS:
+        from lit_vlaa.lightning_cli import run  # noqa: PLC0415 (imports Lightning)
+
+        run(words)
+        return 0
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in TOOLS:
+            return _run_tool(name, TOOLS[name], words[length:])
+    raise UsageError([_unknown(words)])
+
+
+def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
+    """Parses flags by the function's signature and calls it."""
+    module, _, attribute = tool.target.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UsageError([f"lit-vlaa {name} cannot start: {error}; run `pip install lit-vlaa`"]) from error
+    parser = _ToolParser(prog=f"lit-vlaa {name}", description=inspect.getdoc(function) or tool.summary)
+    if tool.output:
+        parser.add_argument("--output_dir", type=Path, required=True, help="The folder to write to.")
+    parser.add_function_arguments(function, as_positional=False, skip={tool.output} if tool.output else None)
+    values = parser.instantiate(parser.parse_args([_underscored(word) for word in words])).as_dict()
+    if tool.output:
+        values[tool.output] = values.pop("output_dir")
+    try:
+        result = function(**values)
+    except (ValueError, OSError) as error:
+        raise UsageError([str(error)]) from error
+    return result if isinstance(result, int) else 0
+
+
+def _underscored(word: str) -> str:
+    """`--some-flag=a-b` as `--some_flag=a-b`: both spellings of a flag work."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}"
+
+
+def _unknown(words: Sequence[str]) -> str:
+    """What to type instead of an unknown command."""
+    within = [name for name in TOOLS if name.startswith(f"{words[0]} ")]
+    commands = within or [*RUNS, *TOOLS]
+    close = difflib.get_close_matches(" ".join(words[:2]) if within else words[0], commands, n=1)
+    hint = f"did you mean `lit-vlaa {close[0]}`?" if close else f"use one of: {', '.join(commands)}"
+    given = " ".join(word for word in words[: 2 if within else 1] if not word.startswith("-"))
+    return f"there is no command `lit-vlaa {given}`; {hint}"
+
+
+def _help() -> str:
+    """The page of `lit-vlaa --help`."""
+    commands = {**RUNS, **{name: tool.summary for name, tool in TOOLS.items()}}
+    width = max(map(len, commands))
+    return "\n".join(
+        [
+            "usage: lit-vlaa COMMAND [--config FILE ...] [--flag VALUE ...]",
+            "",
+            "Train reasoning vision-language models with SFT and GRPO.",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}  {summary}" for name, summary in commands.items()),
+            "",
+            "  lit-vlaa COMMAND --help          its flags; models and data have their own:",
+            "  lit-vlaa fit --model.help CLASS  the flags of a model",
+            "  lit-vlaa fit ... --print_config  the whole configuration, as a file for --config",
+            "  lit-vlaa --version               the version",
+            "",
+            "Set LIT_VLAA_DEBUG=1 to see where an error comes from.",
+            "",
+        ]
+    )
+
+
+def _version() -> str:
+    """The installed distribution's version."""
+    try:
+        return version("lit-vlaa")
+    except PackageNotFoundError:
+        return "(not installed)"

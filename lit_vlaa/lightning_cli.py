@@ -1,0 +1,116 @@
+"""`lit-vlaa fit|validate|test|predict`: LightningCLI with this project's defaults, its checks and its loggers."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from lit_vlaa.checks import UsageError, find_problems, one_line
+from lit_vlaa.strategies import map_strategy_name
+
+
+class Parser(LightningArgumentParser):
+    """Reports what is wrong with the arguments without the usage of a hundred flags."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises UsageError. The message stays as it is, since parsers of nested classes report to this one."""
+        raise UsageError([message]) from ex
+
+
+class VLAACLI(LightningCLI):
+    """The four commands that run a Trainer.
+
+    Model, data and everything in them come from `--config` files and flags. A checkpoint gives weights, optimiser and
+    position, never hyperparameters: those of the command line hold.
+
+    Args:
+        args: Arguments after `lit-vlaa`; None takes those of the process.
+    """
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            args=args,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lit-vlaa"},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=42,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "inference_mode": False,
+                "default_root_dir": "runs",
+            },
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would let hyperparameters stored in the checkpoint win over the command line."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, refuses what cannot work before anything is built, and maps `fsdp` to `fsdp2`.
+
+        Raises:
+            UsageError: If the arguments, or a combination of them, cannot work.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except UsageError as error:
+            raise UsageError([one_line(problem) for problem in error.problems]) from error
+        config = self.config[self.config["subcommand"]]
+        if problems := find_problems(config):
+            raise UsageError(problems)
+        if isinstance(config.trainer.strategy, str):
+            config.trainer.strategy = map_strategy_name(config.trainer.strategy)
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and Trainer.
+
+        Raises:
+            UsageError: If one of them refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError, ModuleNotFoundError, MisconfigurationException) as error:
+            raise UsageError([one_line(str(error))]) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the Trainer, with TensorBoard and CSV logs in one folder unless `--trainer.logger` says otherwise."""
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.logger in {None, True}:
+            kwargs["logger"] = default_loggers(trainer.default_root_dir)
+        return super().instantiate_trainer(**kwargs)
+
+
+def default_loggers(root: str | Path) -> list[Logger]:
+    """TensorBoard events and `metrics.csv` side by side in `<root>/version_<n>`, with the first n that is free."""
+    tensorboard = TensorBoardLogger(root, name="")
+    warnings.filterwarnings("ignore", message="Experiment logs directory")  # The folder is shared on purpose.
+    return [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs one command to its end.
+
+    Args:
+        args: Arguments after `lit-vlaa`, the command first.
+
+    Raises:
+        UsageError: If the arguments cannot work.
+    """
+    # Ranks that Lightning starts run this process's command line again.
+    sys.argv = [sys.argv[0], *args]
+    VLAACLI()
+    if torch.distributed.is_initialized():
+        # A rank that leaves early makes gloo abort the ranks that still hold connections to it.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,129 @@
+"""Runs a function in several gloo processes on this machine and brings back what each of them returned.
+
+The function is named `module:function`, as the processes start afresh. It takes keyword arguments that JSON can carry
+and returns something that JSON can carry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments: Any) -> list[Any]:
+    """Calls `target(**arguments)` in every rank.
+
+    Args:
+        target: `module:function`; modules below `tests/` are importable, such as `helpers.toy`.
+        ranks: Number of processes.
+        timeout: Seconds after which all of them are killed; a rank stuck in a collective ignores anything gentler.
+        arguments: Passed on to the function.
+
+    Returns:
+        What the function returned, by rank.
+
+    Raises:
+        AssertionError: If a rank failed or hung, with the end of every rank's output.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        outputs = [Path(folder, f"{rank}.json") for rank in range(ranks)]
+        logs = [Path(folder, f"{rank}.log") for rank in range(ranks)]
+        port = _free_port()
+        processes = []
+        for rank in range(ranks):
+            with logs[rank].open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "helpers.launch", target, json.dumps(arguments), outputs[rank]],
+                        env=_environment(rank, ranks, port),
+                        cwd=folder,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        try:
+            problem = _wait(processes, timeout)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if problem:
+            tails = "\n".join(f"--- rank {r}\n{log.read_text(errors='replace')[-3000:]}" for r, log in enumerate(logs))
+            raise AssertionError(f"{target}: {problem}\n{tails}")
+        return [json.loads(output.read_text()) for output in outputs]
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> str:
+    """Waits for all; returns what went wrong, empty when nothing did."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        codes = [process.poll() for process in processes]
+        failed = [rank for rank, code in enumerate(codes) if code]
+        if failed:
+            return f"rank {failed[0]} ended with {codes[failed[0]]}"
+        if all(code == 0 for code in codes):
+            return ""
+        time.sleep(0.05)
+    return f"not done after {timeout} s"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun would set, and one thread each."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        "TORCHELASTIC_RUN_ID": "tests",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def hang() -> None:
+    """Never returns; for the test of this harness."""
+    while True:
+        time.sleep(60)
+
+
+def main() -> None:
+    """Entry of one rank."""
+    target, arguments, output = sys.argv[1:]
+    module, _, function = target.partition(":")
+    result = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+    Path(output).write_text(json.dumps(result))
+    import torch.distributed  # noqa: PLC0415 (only the ranks need it)
+
+    if torch.distributed.is_initialized():
+        # Without the barrier a rank that leaves first makes gloo abort another that is still connected.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
