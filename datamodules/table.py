@@ -42,6 +42,7 @@ class RecordTable(Sequence[Record]):
     """
 
     def __init__(self, rows: Dataset, skipped: dict[str, int]) -> None:
+        """Use `prepare` or `open`."""
         self._rows = rows
         self.skipped = skipped
 
@@ -123,16 +124,19 @@ class RecordTable(Sequence[Record]):
         draft = folder / f"{name}.{uuid.uuid4().hex}.tmp"
         note = draft.with_suffix(".note")
         try:
-            # The writer leaves no file when it gets no row, so it opens one by itself only through a stream of ours.
+            # A stream of our own, because the writer makes no file of its own accord while it has no row.
             with draft.open("wb") as stream:
                 writer = ArrowWriter(stream=stream, features=_FEATURES, writer_batch_size=_ROWS_PER_WRITE)
                 for record in reader:
                     writer.write({**asdict(record), "images": list(record.images)})
                 writer.finalize(close_stream=False)
             note.write_text(json.dumps(dict(reader.skipped)), encoding="utf-8")
+            # Another node may have written the same meanwhile and be reading it; over NFS that must not be replaced.
             # The note goes last: where it stands, the table is whole.
-            draft.replace(folder / f"{name}.arrow")
-            note.replace(folder / f"{name}.json")
+            present = cls._find([folder], name)
+            if present is None or present.skipped != reader.skipped:
+                draft.replace(folder / f"{name}.arrow")
+                note.replace(folder / f"{name}.json")
         finally:
             draft.unlink(missing_ok=True)
             note.unlink(missing_ok=True)

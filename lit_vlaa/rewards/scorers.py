@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -49,9 +50,6 @@ class LexicalScorer:
         Returns:
             A score in [0, scale] for each answer, 0 for an empty one; None where the request has no truth.
         """
-        import torch  # noqa: PLC0415
-        from torchmetrics.functional.text import chrf_score  # noqa: PLC0415 - slow to import
-
         scores: list[float | None] = []
         for request, answer in zip(requests, answers, strict=True):
             truth, text = request.truth.strip()[:MAX_CHARS], answer.strip()[:MAX_CHARS]
@@ -61,8 +59,15 @@ class LexicalScorer:
                 scores.append(0.0)
             else:
                 # A text of a few letters has no long n-grams, and so less than 1 even with itself.
-                similar, most = (
-                    float(torch.as_tensor(chrf_score([given], [[truth]], lowercase=True))) for given in (text, truth)
-                )
+                similar, most = _chrf(text, truth), _chrf(truth, truth)
                 scores.append(self.scale * min(max(similar / most, 0.0), 1.0) if most > 0 else 0.0)
         return scores
+
+
+@lru_cache(maxsize=2**14)
+def _chrf(given: str, truth: str) -> float:
+    """Sentence chrF; kept, because a policy that converges repeats itself and torchmetrics takes milliseconds."""
+    import torch  # noqa: PLC0415
+    from torchmetrics.functional.text import chrf_score  # noqa: PLC0415 - slow to import
+
+    return float(torch.as_tensor(chrf_score([given], [[truth]], lowercase=True)))

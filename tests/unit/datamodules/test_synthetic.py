@@ -109,7 +109,7 @@ def test_both_splits_are_tested_on_the_same_rows(data: SyntheticPaths) -> None:
         return [(record.images, record.question) for record in records]
 
     for part in ("val", "test"):
-        sft_rows, grpo_rows = read(data.data_file("sft", part), "sft"), read(data.data_file("grpo", part), "grpo")  # type: ignore[arg-type]
+        sft_rows, grpo_rows = read(data.data_file("sft", part), "sft"), read(data.data_file("grpo", part), "grpo")
         assert sft_rows == grpo_rows
 
 

@@ -24,7 +24,8 @@ class FakeProcessor:
     """Writes one token a character of the chat, and the mean colour as the image's only patch."""
 
     def encode(self, sample: Sample) -> Prompt:
-        text = "".join(part.get("text", "#") for message in sample.messages for part in message["content"])
+        parts = (part for message in sample.messages for part in message["content"])
+        text = "".join(part["text"] if part["type"] == "text" else "#" for part in parts)
         ids = torch.tensor([ord(letter) for letter in text])
         pixels = [
             torch.tensor(list(image.tobytes()), dtype=torch.float32).view(-1, 3).mean(0) for image in sample.images
@@ -77,7 +78,7 @@ def origins(batch: Any) -> list[str]:
 
 
 def ids_of(made: VLAAThinkingDataModule, part: str = "train") -> set[str]:
-    batches = made.train_dataloader() if part == "train" else made.val_dataloader()
+    batches: Any = made.train_dataloader() if part == "train" else made.val_dataloader()
     return {prompt.record.id for batch in batches for prompt in batch.prompts}
 
 
@@ -121,7 +122,8 @@ def test_the_ranks_batches_are_the_global_batch(data: SyntheticPaths) -> None:
 
 def test_evaluation_pads_to_the_same_number_of_rows_on_every_rank(data: SyntheticPaths) -> None:
     made = module(data, val_file=str(data.data_file("sft", "val")))
-    rows = [[p for batch in on_rank(made, rank, 4).val_dataloader() for p in batch.prompts] for rank in range(4)]
+    loaders: list[Any] = [on_rank(made, rank, 4).val_dataloader() for rank in range(4)]
+    rows = [[prompt for batch in loader for prompt in batch.prompts] for loader in loaders]
     assert [len(prompts) for prompts in rows] == [2, 2, 2, 2]
     marked = [(prompt.record.id, prompt.padding) for pair in zip(*rows, strict=True) for prompt in pair]
     assert marked == [(f"VLAA-Thinking-SFT-val.json:{n}", False) for n in range(1, 8)] + [
@@ -131,8 +133,8 @@ def test_evaluation_pads_to_the_same_number_of_rows_on_every_rank(data: Syntheti
 
 def test_more_ranks_than_rows(data: SyntheticPaths) -> None:
     made = module(data, val_count=2)
-    prompts = [next(iter(on_rank(made, rank, 5).val_dataloader())).prompts for rank in range(5)]
-    assert [row[0].padding for row in prompts] == [False, False, True, True, True]
+    loaders: list[Any] = [on_rank(made, rank, 5).val_dataloader() for rank in range(5)]
+    assert [next(iter(loader)).prompts[0].padding for loader in loaders] == [False, False, True, True, True]
 
 
 @pytest.mark.parametrize(("split", "kind"), [("sft", SFTBatch), ("grpo", PromptBatch)])
@@ -279,6 +281,14 @@ class Recorder(LightningModule):
     def validation_step(self, batch: SFTBatch) -> None:
         assert isinstance(batch, SFTBatch)
 
+    def test_step(self, batch: SFTBatch) -> None:
+        assert isinstance(batch, SFTBatch)
+        self.seen.append((0, 0, origins(batch)))
+
+    def predict_step(self, batch: PromptBatch) -> list[str]:
+        assert isinstance(batch, PromptBatch)
+        return origins(batch)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
@@ -314,3 +324,23 @@ def test_a_trainer_resumes_at_every_step_exactly(
     for step in range(1, 9) if not workers else (2, 3):
         resumed = train(data, tmp_path / "again", workers, tmp_path / "whole" / f"step={step}.ckpt", **changes).seen
         assert resumed == whole[step:], step
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_tests_and_predicts_every_row_once(data: SyntheticPaths) -> None:
+    made = module(data, None, test_file=str(data.data_file("sft", "test")))
+    made._processor = None
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.test(recorder, datamodule=made, verbose=False)
+    predicted = trainer.predict(recorder, datamodule=made)
+    file = data.data_file("sft", "test")
+    expected = [f"{file}:{row}" for row in range(1, 8)]
+    assert [origin for _, _, batch in recorder.seen for origin in batch] == expected
+    assert [origin for batch in predicted or [] for origin in batch] == expected
