@@ -22,8 +22,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.scenes import CELL, TASKS, Painter, Task, describe, draw
 from datamodules.sources import SOURCES
-from lit_vlaa.prompts import PromptConfig, build_messages, format_response
-from lit_vlaa.types import Kind, Record
+from lit_vlaa.prompts import format_response
+from lit_vlaa.types import Kind
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -138,37 +138,6 @@ def write_dataset(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return paths
-
-
-def corpus(*, seed: int = 0, rows: int = 3000, config: PromptConfig = PromptConfig()) -> list[str]:
-    """Returns texts as training sees them, for a tokenizer to be trained on; the same list on every call.
-
-    Args:
-        seed: Decides the scenes.
-        rows: Scenes to write about, spread evenly over the sources.
-        config: Prompt texts to include.
-    """
-    texts: list[str] = [config.system_prompt]
-    names = list(TASKS)
-    for number in range(rows):
-        rng = random.Random(f"corpus:{seed}:{number}")
-        source = names[number % len(names)]
-        row = _row(rng, source, f"{source}/{number}.png", side=3, aha_fraction=0.3)
-        record = Record(
-            id=str(number),
-            source=source,
-            kind=row.kind,
-            images=(),
-            question=row.task.question,
-            truth="",
-            response=None,
-            origin="corpus",
-        )
-        part = build_messages(record, config)[-1]["content"][-1]
-        if part["type"] == "text":
-            texts.append(part["text"])
-        texts.append(row.response)
-    return texts
 
 
 class _Maker:

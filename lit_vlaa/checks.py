@@ -32,11 +32,13 @@ class UsageError(Exception):
 
     Args:
         problems: One line each, naming the flag and the remedy.
+        local: Whether this rank alone may have met them; otherwise one rank tells for all.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], *, local: bool = False) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+        self.local = local
 
 
 def find_problems(config: Mapping[str, Any]) -> list[str]:

@@ -70,8 +70,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except UsageError as error:
         if os.environ.get("LIT_VLAA_DEBUG"):
             raise
-        # Every rank meets the same problem; one of them tells.
-        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))) == "0":
+        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0")))
+        if error.local or rank == "0":
             sys.stderr.writelines(f"lit-vlaa: error: {problem}\n" for problem in error.problems)
         return 2
     except SystemExit as stop:

@@ -150,6 +150,7 @@ class GRPOModule(PolicyModule):
         super().configure_model()
         if self.beta > 0 and self.trainer.training and not self._reference:
             reference = self.build(self.backbone_config).requires_grad_(False).eval()
+            self.trainer.precision_plugin.convert_module(reference)
             self._reference.append(reference if self.device_mesh is not None else reference.to(self.device))
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
@@ -183,6 +184,7 @@ class GRPOModule(PolicyModule):
         self.log_train(
             {
                 **values,
+                "rollout/step": float(self.trainer.fit_loop.epoch_loop.total_batch_idx + 1),
                 "policy/grad_norm": sum(norms) / len(norms),
                 "optim/lr": learning_rate,
                 "rollout/tokens_per_second": total_tokens / seconds["generate"],

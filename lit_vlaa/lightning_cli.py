@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
+import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +14,22 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_vlaa.checks import UsageError, find_problems, one_line
 from lit_vlaa.strategies import map_strategy_name
+
+
+def _without_noise() -> None:
+    """Drops advertisements, and warnings of Lightning's that are nothing to this program's users."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not {"litlogger", "litmodels"} & set(re.findall(r"\w+", record.getMessage()))
+    )
+    # Checkpoints hold the state after the step on purpose.
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
 
 class Parser(LightningArgumentParser):
@@ -37,6 +51,7 @@ class VLAACLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None) -> None:
+        self._progress = Progress()
         super().__init__(
             args=args,
             parser_class=Parser,
@@ -84,11 +99,78 @@ class VLAACLI(LightningCLI):
             raise UsageError([one_line(str(error))]) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the Trainer, with TensorBoard and CSV logs in one folder unless `--trainer.logger` says otherwise."""
+        """Builds the Trainer, with TensorBoard and CSV logs in one folder unless `--trainer.logger` says otherwise.
+
+        The answers of `predict` are written to a file.
+        """
+        from lit_vlaa.policy import PolicyModule  # noqa: PLC0415  # imports transformers, which --help does not need
+
         trainer = self._get(self.config_init, "trainer")
         if trainer.logger in {None, True}:
             kwargs["logger"] = default_loggers(trainer.default_root_dir)
+        callbacks = [] if trainer.callbacks is None else trainer.callbacks
+        kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self._progress]
+        if self.subcommand == "predict" and isinstance(self.model, PolicyModule):
+            # By name, since the library does not depend on the callbacks.
+            writer = importlib.import_module("callbacks").PredictionWriter
+            if not any(isinstance(callback, writer) for callback in kwargs["callbacks"]):
+                kwargs["callbacks"].append(writer())
         return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the Trainer.
+
+        Raises:
+            UsageError: If files or settings turn out not to work while everything is set up, or a row while it is read.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except (ValueError, OSError, MisconfigurationException) as error:
+            reading = _raised_while_reading(error)
+            if self._progress.started and not reading:
+                raise
+            raise UsageError([_reason(error)], local=reading) from error
+
+
+class Progress(Callback):
+    """Notes when the Trainer has set everything up and begins its work."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Training begins."""
+        self.started = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Validation begins."""
+        self.started = True
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The training data comes after the batches that try out validation."""
+        self.started = False
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Testing begins."""
+        self.started = True
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Prediction begins."""
+        self.started = True
+
+
+def _raised_while_reading(error: BaseException) -> bool:
+    """Whether a data loader raised it, in this process or in a worker; the message then names the row."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") == "torch.utils.data.dataloader" for frame in frames)
+
+
+def _reason(error: BaseException) -> str:
+    """An error's message in one line; of one that comes from a data loader's worker, only the original message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Caught "):
+        return re.sub(r"^[\w.]+: ", "", lines[-1])
+    return " ".join(" ".join(lines).split())
 
 
 def default_loggers(root: str | Path) -> list[Logger]:
@@ -107,6 +189,7 @@ def run(args: Sequence[str]) -> None:
     Raises:
         UsageError: If the arguments cannot work.
     """
+    _without_noise()
     # Ranks that Lightning starts run this process's command line again.
     sys.argv = [sys.argv[0], *args]
     VLAACLI()

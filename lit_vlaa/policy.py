@@ -44,7 +44,7 @@ class PolicyModule(LightningModule):
     ) -> None:
         """Keeps the settings; the model is built in `configure_model`, once the strategy is known."""
         super().__init__()
-        if max_grad_norm < 0:
+        if not max_grad_norm >= 0:
             raise ValueError(f"--model.max_grad_norm must be 0 (no clipping) or positive, got {max_grad_norm}")
         if max_tokens_per_micro_batch < 1:
             raise ValueError(f"--model.max_tokens_per_micro_batch must be at least 1, got {max_tokens_per_micro_batch}")
@@ -58,6 +58,7 @@ class PolicyModule(LightningModule):
         self.engine: RolloutEngine = generator or CachedGenerator()
         self.seed = seed
         self.backbone: Backbone
+        self._logged: set[str] = set()
         self._processor: Processor | None = None
 
     @property
@@ -101,8 +102,8 @@ class PolicyModule(LightningModule):
         batches = getattr(trainer.datamodule, "batches_per_epoch", None)  # type: ignore[attr-defined]
         bounds = [trainer.max_steps] if trainer.max_steps > 0 else []
         if batches is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            if isinstance(trainer.limit_train_batches, int):
-                batches = min(batches, trainer.limit_train_batches)
+            limit = trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
             bounds.append(batches * trainer.max_epochs * self.steps_per_batch())
         if not bounds:
             raise ValueError("the run has no end to plan the learning rate for: set --trainer.max_steps or max_epochs")
@@ -185,7 +186,27 @@ class PolicyModule(LightningModule):
 
     def log_train(self, values: dict[str, float]) -> None:
         """Logs numbers that are the same on every rank, over optimiser steps rather than batches."""
+        # Lightning would go on logging the last value of a name that does not occur this time.
+        for result in (self.trainer._results or {}).values():
+            if result.meta.name in self._logged - values.keys():
+                result.reset()
+        self._logged |= values.keys()
         self.log_dict({**values, "step": float(self.global_step)}, rank_zero_only=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Records an epoch that a limit of steps or time cut short as unfinished, so that a resumed run finishes it.
+
+        Lightning counts it as done once the epoch's end is announced, and would go on with the next.
+        """
+        loop = checkpoint.get("loops", {}).get("fit_loop")
+        if loop is None:
+            return
+        epoch, batch = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        if not 0 < batch["current"]["processed"] < self.trainer.num_training_batches:
+            return
+        for span in ("total", "current"):
+            epoch[span]["processed"] = epoch[span]["completed"] = epoch[span]["started"] - 1
+            batch[span]["completed"] = batch[span]["processed"] - 1
 
     def _rollout_seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", "42")) if self.seed is None else self.seed

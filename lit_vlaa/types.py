@@ -8,6 +8,7 @@ The path: a file's row -> `Record` -> `Sample` -> `Prompt` -> `Completion` -> `R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, get_args
@@ -66,7 +67,7 @@ class Record:
     """Paths below the image root, without a leading slash; empty for a text-only row."""
     question: str
     truth: str
-    """Ground truth as text: a number, a letter, an expression, `[x1, y1, x2, y2]` or prose; empty when there is none."""
+    """Ground truth as text: a number, a letter, an expression, `[x1, y1, x2, y2]` or prose; empty when absent."""
     response: str | None
     """The full target response for SFT, `<think>...</think><answer>...</answer>`; None when the row has none."""
     origin: str
@@ -214,13 +215,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
+            raise ValueError(f"--model.sampling.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"--model.sampling.temperature must be 0 (greedy) or positive, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+            raise ValueError(f"--model.sampling.top_p must lie in (0, 1], got {self.top_p}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (no limit) or positive, got {self.top_k}")
+            raise ValueError(f"--model.sampling.top_k must be 0 (no limit) or positive, got {self.top_k}")
 
 
 @dataclass(frozen=True, slots=True)

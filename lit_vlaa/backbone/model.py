@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from lit_vlaa.backbone.config import BackboneConfig
-from lit_vlaa.backbone.processor import Processor, load_processor
+from lit_vlaa.backbone.processor import Processor, load_processor, naming_path
 from lit_vlaa.sequences import token_scores
 from lit_vlaa.types import ModelInputs, TokenScores
 
@@ -130,6 +130,20 @@ class Backbone(nn.Module):
         self.model.save_pretrained(directory)
         self.processor.save(directory)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moves or converts the model, but never the precision of its rotary frequencies.
+
+        `bf16-true` precision converts every float buffer, and positions of some hundreds are no bfloat16 numbers.
+        """
+        exact = {
+            module: value for module in self.modules() for name, value in module._buffers.items() if name == "inv_freq"
+        }
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, frequencies in exact.items():
+            if frequencies is not None:
+                module._buffers["inv_freq"] = frequencies.to(self.device)
+        return self
+
     def _encode(self, pixel_values: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
         output = self.model.model.get_image_features(pixel_values, grid_thw, return_dict=True)
         return tuple(output.pooler_output)
@@ -154,22 +168,20 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         from lit_vlaa.backbone.tiny import tiny_model  # noqa: PLC0415  # only this path needs it
 
         processor = load_processor(config)
-        model: PreTrainedModel = tiny_model(processor, attention=_attention(config, torch.float32))
-        if config.dtype not in {"auto", "float32"}:
-            model = model.to(getattr(torch, config.dtype))
-        return Backbone(model, processor, config)
+        backbone = Backbone(tiny_model(processor, attention=_attention(config, torch.float32)), processor, config)
+        return backbone if config.dtype == "auto" else backbone.to(getattr(torch, config.dtype))
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
+    with naming_path(config):
         model_config = AutoConfig.from_pretrained(config.path, **source)
         _check_type(model_config.model_type)
-        processor = load_processor(config)
-        dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-        wanted = getattr(model_config, "dtype", None) if dtype == "auto" else dtype
-        model = AutoModelForImageTextToText.from_pretrained(
-            config.path, dtype=dtype, attn_implementation=_attention(config, wanted), **source
+    processor = load_processor(config)
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    wanted = getattr(model_config, "dtype", None) if dtype == "auto" else dtype
+    attention = _attention(config, wanted)
+    with naming_path(config):
+        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+            config.path, dtype=dtype, attn_implementation=attention, **source
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--model.backbone.path {config.path}: {error}") from error
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=list(processor.stop_token_ids), pad_token_id=processor.pad_token_id
     )

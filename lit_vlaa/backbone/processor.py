@@ -6,7 +6,10 @@ PIL image processor, so these two are used directly; the result is the same on e
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import cached_file
 
 from lit_vlaa.backbone.config import BackboneConfig
 from lit_vlaa.sequences import mrope_positions
@@ -35,11 +39,9 @@ class Processor:
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (*VISION_TOKENS, *_END_TOKENS) if token not in vocabulary]
         if missing:
-            raise ValueError(
-                f"the tokenizer lacks {', '.join(missing)}; is --model.backbone.path a Qwen2(.5)-VL model?"
-            )
+            raise ValueError(f"the tokenizer lacks {', '.join(missing)}; is it a Qwen2(.5)-VL model?")
         if not tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template; --model.backbone.path needs a chat_template.jinja")
+            raise ValueError("it has no chat template; add a chat_template.jinja or a chat_template.json")
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id: int = vocabulary["<|image_pad|>"]
@@ -117,20 +119,49 @@ class Processor:
         return self._control.sub(lambda match: "< " + match.group()[1:], text)
 
 
+@contextmanager
+def naming_path(config: BackboneConfig) -> Iterator[None]:
+    """Puts the flag and its value ahead of what loading from `config.path` may raise.
+
+    Raises:
+        ValueError: In place of OSError and ValueError.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model.backbone.path {config.path}: {error}") from error
+
+
 def load_processor(config: BackboneConfig) -> Processor:
     """Loads the processor of `config.path` with its pixel limits (`tiny` makes it).
 
     Raises:
-        ValueError: If the path holds no usable tokenizer.
+        ValueError: If the path holds no usable tokenizer; the message names the flag.
     """
     if config.path == "tiny":
         from lit_vlaa.backbone.tiny import tiny_processor  # noqa: PLC0415  # tiny imports this module
 
         return tiny_processor(min_pixels=config.min_pixels, max_pixels=config.max_pixels)
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(config.path, **source)
     size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-        config.path, revision=config.revision or "main", size=size
-    )
-    return Processor(tokenizer, image_processor)
+    # A released checkpoint names its own limits as min_pixels and max_pixels, which would win over `size`.
+    limits = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels, "size": size}
+    with naming_path(config):
+        tokenizer = AutoTokenizer.from_pretrained(config.path, **source)
+        tokenizer.chat_template = tokenizer.chat_template or _processor_template(config)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+            config.path, revision=config.revision or "main", **limits
+        )
+        return Processor(tokenizer, image_processor)
+
+
+def _processor_template(config: BackboneConfig) -> str | None:
+    """The chat template that checkpoints of Qwen's keep for the combined processor, apart from the tokenizer."""
+    try:
+        file = cached_file(config.path, "chat_template.json", revision=config.revision)
+    except OSError:
+        return None
+    try:
+        return str(json.loads(Path(str(file)).read_text(encoding="utf-8"))["chat_template"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"its chat_template.json has no chat_template: {error!r}") from error

@@ -34,25 +34,44 @@ def training_samples() -> list[Sample]:
 class InMemoryData(LightningDataModule):
     """Serves `training_samples` as the real data module does: rank r gets every world-size-th row from r on."""
 
-    def __init__(self, split: str) -> None:
+    def __init__(self, split: str, *, text_only: bool = False) -> None:
         super().__init__()
         self.split = split
+        self.text_only = text_only
         self.batch_size = BATCH
         self.batches_per_epoch = BATCHES
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
-        processor = trainer.lightning_module.processor
         rows = training_samples()[trainer.global_rank :: trainer.world_size]
+        if self.text_only:
+            rows = [sample(row.record.id, row.record.question, (), row.record.truth) for row in rows]
+        return DataLoader(rows, batch_size=BATCH // trainer.world_size, collate_fn=self.collate)  # type: ignore[arg-type]
 
-        def collate(items: list[Sample]) -> Any:
-            prompts = tuple(processor.encode(item) for item in items)
-            if self.split == "grpo":
-                return PromptBatch(prompts)
-            return SFTBatch(prompts, tuple(processor.encode_response(item.record.response or "") for item in items))
+    def collate(self, items: list[Sample], padding: tuple[bool, ...] = ()) -> Any:
+        """One batch of the split's kind; `padding` marks its rows, none of them when it is left out."""
+        assert self.trainer is not None
+        processor = self.trainer.lightning_module.processor
+        marks = padding or (False,) * len(items)
+        prompts = tuple(
+            dataclasses.replace(processor.encode(item), padding=mark) for item, mark in zip(items, marks, strict=True)
+        )
+        if self.split == "grpo":
+            return PromptBatch(prompts)
+        return SFTBatch(prompts, tuple(processor.encode_response(item.record.response or "") for item in items))
 
-        return DataLoader(rows, batch_size=BATCH // trainer.world_size, collate_fn=collate)  # type: ignore[arg-type]
+
+class EvaluatedData(InMemoryData):
+    """The same with evaluation over five rows in batches of two, the last batch filled up by a repeated row."""
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        def batch(numbers: list[int]) -> Any:
+            return self.collate([training_samples()[n % 5] for n in numbers], tuple(n >= 5 for n in numbers))
+
+        return DataLoader(range(6), batch_size=2, collate_fn=batch)  # type: ignore[arg-type]
+
+    test_dataloader = val_dataloader
 
 
 class FixedGenerator:
@@ -89,9 +108,13 @@ class FixedReward:
 
 
 def make_module(kind: str, **options: Any) -> PolicyModule:
-    """An SFT or GRPO module on the tiny backbone."""
+    """An SFT or GRPO module on the tiny backbone; options that are settings of their own are given as mappings."""
+    if kind == "grpo" or "sampling" in options:
+        options["sampling"] = SamplingParams(
+            **{"max_new_tokens": 32, "temperature": 0.8, **options.get("sampling", {})}
+        )
     common: dict[str, Any] = {
-        "backbone": BackboneConfig(max_pixels=84 * 84, **options.pop("backbone", {})),
+        "backbone": BackboneConfig(**{"max_pixels": 84 * 84, **options.pop("backbone", {})}),
         "optim": dataclasses.replace(OPTIM, **options.pop("optim", {})),
         "max_grad_norm": 0.5,
         **options,
@@ -99,11 +122,29 @@ def make_module(kind: str, **options: Any) -> PolicyModule:
     if kind == "sft":
         return SFTModule(**common)
     module = GRPOModule(
-        **{"generator": FixedGenerator(), "group_size": 4, "train_batch_size": 2, "beta": 0.1, **common},
-        sampling=SamplingParams(max_new_tokens=32, temperature=0.8),
+        **{"generator": FixedGenerator(), "group_size": 4, "train_batch_size": 2, "beta": 0.1, **common}
     )
-    module.reward = FixedReward()  # type: ignore[assignment]
+    if not {"reward", "scorer"} & options.keys():
+        module.reward = FixedReward()  # type: ignore[assignment]
     return module
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """A Trainer on the CPU that writes nothing."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "limit_train_batches": BATCHES,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "inference_mode": False,
+    }
+    return Trainer(**defaults | options)
 
 
 def train(
@@ -113,12 +154,28 @@ def train(
     devices: int = 1,
     save: str = "",
     limit_batches: int = BATCHES,
+    max_steps: int = -1,
+    text_only: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Trains for one pass over the rows; returns what was logged, learning rates, and a digest of the weights."""
+    module = make_module(kind, **options)
+    data = InMemoryData(kind, text_only=text_only)
+    return fit(
+        module,
+        data,
+        save=save,
+        strategy=strategy,
+        devices=devices,
+        limit_train_batches=limit_batches,
+        max_steps=max_steps,
+    )
+
+
+def fit(module: PolicyModule, data: InMemoryData, *, save: str = "", **trainer_options: Any) -> dict[str, Any]:
+    """`train` for a module and data of one's own."""
     seed_everything(1, verbose=False)
     torch.set_num_threads(1)
-    module = make_module(kind, **options)
     logged: list[dict[str, float]] = []
     rates: list[float] = []
     original = module.log_train
@@ -135,20 +192,8 @@ def train(
         return original_step(*args)
 
     module.take_step = record_rate  # type: ignore[method-assign]
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=strategy,
-        max_epochs=1,
-        limit_train_batches=limit_batches,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        inference_mode=False,
-    )
-    trainer.fit(module, InMemoryData(kind))
+    trainer = quiet_trainer(**trainer_options)
+    trainer.fit(module, data)
     if save:
         trainer.save_checkpoint(save)
     weights = {}

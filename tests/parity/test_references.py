@@ -1,4 +1,4 @@
-"""Whole optimiser steps of both modules against plain PyTorch: one row at a time, transformers' forward, full logits."""
+"""Whole optimiser steps of both modules against plain PyTorch: single rows, transformers' forward, full logits."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_init_from_loads_a_checkpoint_and_names_what_is_wrong(tmp_path: Path) ->
     torch.save({"epoch": 1}, tmp_path / "none.ckpt")
     with pytest.raises(ValueError, match="no state_dict"):
         load_weights(target, tmp_path / "none.ckpt")
-    with pytest.raises(ValueError, match="--model.init_from"):
+    with pytest.raises(ValueError, match=r"--model\.init_from"):
         load_weights(target, tmp_path / "absent.ckpt")
     source.save_pretrained(tmp_path / "hub")
     with pytest.raises(ValueError, match=r"--model.backbone.path"):
@@ -170,3 +170,12 @@ def test_init_from_loads_a_checkpoint_and_names_what_is_wrong(tmp_path: Path) ->
 def test_settings_out_of_range_name_their_flag(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"--model\.backbone\."):
         BackboneConfig(**options)  # type: ignore[arg-type]
+
+
+def test_rotary_frequencies_keep_their_precision_when_the_weights_lose_theirs() -> None:
+    backbone = tiny_backbone()
+    before = [m.inv_freq.clone() for m in backbone.modules() if hasattr(m, "inv_freq")]
+    after = [m.inv_freq for m in backbone.to(torch.bfloat16).modules() if hasattr(m, "inv_freq")]
+    assert len(before) == 2
+    assert all(a.dtype == torch.float32 and a.equal(b) for a, b in zip(after, before, strict=True))
+    assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}

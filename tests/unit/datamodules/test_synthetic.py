@@ -12,8 +12,7 @@ from PIL import Image
 from datamodules.records import RecordReader
 from datamodules.scenes import TASKS, Shape, Task, draw
 from datamodules.sources import SOURCES
-from datamodules.synthetic import SyntheticPaths, corpus, write_dataset
-from lit_vlaa.prompts import to_response
+from datamodules.synthetic import SyntheticPaths, write_dataset
 
 CUES = ("wait", "again", "double-check", "hmm", "mistake", "alternatively", "check", "i should confirm")
 CENTRES = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
@@ -198,11 +197,3 @@ def test_drawing_fills_the_box() -> None:
 def test_every_source_has_a_task() -> None:
     assert set(TASKS) == set(SOURCES)
     assert Task.__slots__
-
-
-def test_corpus_is_stable_and_holds_prompts_and_responses() -> None:
-    texts = corpus(rows=90)
-    assert texts == corpus(rows=90)
-    assert len(texts) == 181
-    assert sum(to_response(text) is not None for text in texts) == 90
-    assert any(text.startswith("How many red circles?\nAnswer with") for text in texts)

@@ -1,0 +1,317 @@
+"""GRPO: every option does something, and rollouts of every unlucky kind leave sound numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from helpers.modules import (
+    BATCH,
+    EvaluatedData,
+    FixedGenerator,
+    FixedReward,
+    InMemoryData,
+    fit,
+    make_module,
+    quiet_trainer,
+    train,
+)
+from helpers.samples import tiny_backbone
+from lit_vlaa.grpo import GRPOModule
+from lit_vlaa.rewards.mixed import RewardConfig
+from lit_vlaa.types import Completion, RewardRequest, RewardResult
+
+SHARED = {
+    "backbone",
+    "optim",
+    "init_from",
+    "max_grad_norm",
+    "max_tokens_per_micro_batch",
+    "sampling",
+    "generator",
+    "seed",
+}
+"""Options that `test_policy.py` covers for both modules."""
+
+CHANGES: dict[str, Any] = {
+    "reward": RewardConfig(format_weight=0.5),
+    "group_size": 3,
+    "train_batch_size": 4,
+    "num_iterations": 2,
+    "clip_low": 0.01,
+    "clip_high": 0.01,
+    "beta": 0.5,
+    "old_logprobs": "sampler",
+}
+
+
+class Verdicts(FixedReward):
+    """Gives the statuses it is told to, one a response in turn; `ok` keeps the value."""
+
+    def __init__(self, *statuses: str) -> None:
+        self.statuses = statuses
+        self.closed = 0
+
+    def __call__(self, requests: list[RewardRequest]) -> list[RewardResult]:
+        return [
+            dataclasses.replace(result, status=self.statuses[index % len(self.statuses)])  # type: ignore[arg-type]
+            for index, result in enumerate(super().__call__(requests))
+        ]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class CutShort(FixedGenerator):
+    """Completions that ran into the limit: no end token."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
+        return [
+            [Completion(c.token_ids[:-1], c.logprobs[:-1], "length") for c in group]
+            for group in super().generate(*args, **kwargs)
+        ]
+
+
+def run(*statuses: str, limit: int = 1, **options: Any) -> dict[str, Any]:
+    """A short training with given verdicts."""
+    module = make_module("grpo", **options)
+    module.reward = Verdicts(*statuses)  # type: ignore[assignment]
+    return fit(module, InMemoryData("grpo"), limit_train_batches=limit)
+
+
+def start() -> dict[str, list[float]]:
+    weights = {name: p.detach().double() for name, p in tiny_backbone().named_parameters()}
+    return {name: [float(value.sum()), float(value.norm())] for name, value in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """One rollout, two optimiser steps."""
+    return train("grpo", limit_batches=1)
+
+
+def test_no_option_is_left_untested() -> None:
+    assert set(inspect.signature(GRPOModule).parameters) == SHARED | set(CHANGES) | {"scorer"}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_option_changes_the_weights(name: str, plain: dict[str, Any]) -> None:
+    outcome = train("grpo", limit_batches=1, **{name: CHANGES[name]})
+    assert outcome["weights"] != plain["weights"]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"train_batch_size": 4}, 1),
+        ({"train_batch_size": 2}, 2),
+        ({"train_batch_size": 1}, 4),
+        ({"num_iterations": 3}, 6),
+        ({"train_batch_size": 4, "num_iterations": 2}, 2),
+    ],
+)
+def test_steps_a_rollout(options: dict[str, int], steps: int) -> None:
+    assert train("grpo", limit_batches=1, **options)["steps"] == steps
+
+
+def test_reward_settings_reach_the_reward() -> None:
+    means = [
+        train("grpo", limit_batches=1, reward=RewardConfig(format_weight=weight))["logged"][0]["reward/mean"]
+        for weight in (0.0, 0.5)
+    ]
+    # Truths 0 to 3, answers 0 to 3 for each: one in four is right; half of the reward for the format alone.
+    assert means == [pytest.approx(0.25), pytest.approx(0.5 * 0.25 + 0.5)]
+
+
+def test_the_scorer_judges_open_ended_answers() -> None:
+    def scorer(requests: Any, answers: Any) -> list[float | None]:
+        return [3.0 if answer == "good" else 1.0 for answer in answers]
+
+    module = make_module("grpo", scorer=scorer)
+    assert isinstance(module, GRPOModule)
+    asked = [RewardRequest(f"<answer>{text}</answer>", "open_ended", "other") for text in ("good", "bad")]
+    good, bad = module.reward(asked)
+    assert good.value > bad.value
+
+
+def test_group_size_is_the_number_of_completions() -> None:
+    for size in (2, 5):
+        seen: list[int] = []
+
+        class Watched(FixedReward):
+            def __call__(self, requests: list[RewardRequest]) -> list[RewardResult]:
+                seen.append(len(requests))  # noqa: B023  # used within the turn
+                return super().__call__(requests)
+
+        module = make_module("grpo", group_size=size)
+        module.reward = Watched()  # type: ignore[assignment]
+        fit(module, InMemoryData("grpo"), limit_train_batches=1)
+        assert seen == [size * BATCH]
+
+
+def test_sampling_settings_reach_training() -> None:
+    def outcome(**sampling: float) -> dict[str, Any]:
+        options = {"max_new_tokens": 12, **sampling}
+        return train("grpo", limit_batches=1, generator=None, seed=1, sampling=options)
+
+    base = outcome()
+    assert base["weights"] == outcome()["weights"]
+    assert base["logged"][0]["rollout/length"] <= 12
+    assert outcome(max_new_tokens=3)["logged"][0]["rollout/length"] <= 3
+    for sampling in ({"temperature": 0.5}, {"top_p": 0.5}, {"top_k": 3}):
+        assert outcome(**sampling)["weights"] != base["weights"], sampling
+    assert train("grpo", limit_batches=1, generator=None, seed=2, sampling={"max_new_tokens": 12}) != base
+
+
+def test_beta_of_zero_needs_no_reference(plain: dict[str, Any]) -> None:
+    module = make_module("grpo", beta=0.0)
+    outcome = fit(module, InMemoryData("grpo"), limit_train_batches=1)
+    assert "policy/kl" in plain["logged"][0]
+    assert "policy/kl" not in outcome["logged"][0]
+    assert isinstance(module, GRPOModule)
+    assert not module._reference
+    assert not any("reference" in name for name in module.state_dict())
+
+
+def test_kl_is_zero_and_the_ratio_one_while_the_policy_has_not_moved() -> None:
+    outcome = train("grpo", limit_batches=1, train_batch_size=BATCH)
+    assert outcome["logged"][0]["policy/kl"] == pytest.approx(0, abs=1e-9)
+    assert outcome["logged"][0]["policy/ratio"] == 1.0
+    assert outcome["logged"][0]["policy/clipped"] == 0.0
+
+
+def test_with_one_step_a_rollout_the_ratio_is_one_and_kl_grows() -> None:
+    outcome = train("grpo", train_batch_size=BATCH, old_logprobs="sampler")
+    assert [values["policy/ratio"] for values in outcome["logged"]] == [1.0, 1.0, 1.0]
+    assert outcome["logged"][1]["policy/kl"] > 1e-4
+
+
+def test_the_cached_generators_logprobs_are_the_learners() -> None:
+    outcome = train("grpo", generator=None, seed=1, sampling={"max_new_tokens": 16}, train_batch_size=BATCH)
+    for values in outcome["logged"]:
+        assert 0 < values["policy/sampler_gap"] < 1e-4  # fp32 rounding of two summation orders
+
+
+def test_completions_without_an_end_are_counted_and_learned_from(plain: dict[str, Any]) -> None:
+    outcome = train("grpo", limit_batches=1, generator=CutShort())
+    assert outcome["logged"][0]["rollout/truncated"] == 1.0
+    assert plain["logged"][0]["rollout/truncated"] == 0.0
+    assert outcome["logged"][0]["rollout/length"] == plain["logged"][0]["rollout/length"] - 1
+    assert outcome["weights"] != plain["weights"]
+    assert all(math.isfinite(value) for value in outcome["logged"][0].values())
+
+
+def test_without_any_verdict_nothing_is_learned() -> None:
+    outcome = run("timeout", limit=2, optim={"weight_decay": 0.0})
+    for values in outcome["logged"]:
+        assert values["reward/failed"] == 1.0
+        assert values["policy/grad_norm"] == 0.0
+        assert all(math.isfinite(value) for value in values.values())
+        assert "reward/mean" not in values
+    assert outcome["weights"] == start()
+
+
+def test_a_group_without_verdicts_leaves_the_others_alone() -> None:
+    """The first prompt's four completions fail; the other three prompts are judged."""
+    outcome = run(*["verifier_error"] * 4, *["ok"] * 12)
+    values = outcome["logged"][0]
+    assert values["reward/failed"] == 0.25
+    # Truths 1, 2 and 3 are each hit by one answer in four.
+    assert values["reward/mean"] == pytest.approx(0.25)
+    assert values["rollout/zero_variance"] == 0.25
+    assert all(math.isfinite(value) for value in values.values())
+    assert outcome["weights"] != start()
+
+
+def test_a_single_verdict_in_a_group_teaches_nothing_without_kl() -> None:
+    outcome = run("ok", "timeout", "timeout", "timeout", beta=0.0, optim={"weight_decay": 0.0})
+    assert outcome["logged"][0]["rollout/zero_variance"] == 1.0
+    assert outcome["logged"][0]["policy/grad_norm"] == 0.0
+    assert outcome["weights"] == start()
+
+
+def test_no_answer_is_a_verdict() -> None:
+    values = run(*["no_answer"] * 4, *["ok"] * 12)["logged"][0]
+    assert values["rollout/no_answer"] == 0.25
+    assert values["reward/failed"] == 0.0
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 4])
+def test_max_steps_ends_the_run_within_a_rollout(max_steps: int) -> None:
+    outcome = train("grpo", max_steps=max_steps)
+    assert outcome["steps"] == max_steps
+    assert len(outcome["rates"]) == max_steps
+    assert len(outcome["logged"]) == math.ceil(max_steps / 2)
+
+
+@pytest.mark.parametrize(("verb", "stage"), [("validate", "val"), ("test", "test")])
+def test_evaluation_counts_every_row_once(verb: str, stage: str) -> None:
+    """Truths 0, 1, 2, 3, 4 and always the answer 0: one of five right, the repeated sixth row left out."""
+    module, trainer = make_module("grpo"), quiet_trainer()
+    for _ in range(2):
+        (result,) = getattr(trainer, verb)(module, EvaluatedData("grpo"), verbose=False)
+        assert result[f"{stage}/n"] == 5
+        assert result[f"{stage}/reward"] == pytest.approx(0.2)
+        # Variance over n - 1: (0.8**2 + 4 * 0.2**2) / 4 = 0.2; its fifth is 0.04.
+        assert result[f"{stage}/stderr"] == pytest.approx(0.2)
+        assert result[f"{stage}/reward/digit"] == pytest.approx(0.2)
+        assert result[f"{stage}/failed"] == 0
+
+
+def test_evaluation_counts_failures_apart() -> None:
+    module = make_module("grpo")
+    module.reward = Verdicts("ok", "timeout")  # type: ignore[assignment]
+    (result,) = quiet_trainer().validate(module, EvaluatedData("grpo"), verbose=False)
+    # Batches of two: rows 0, 2 and 4 are judged, 1 and 3 fail, the padding row is the sixth.
+    assert (result["val/n"], result["val/failed"]) == (3, 2)
+    assert result["val/reward"] == pytest.approx(1 / 3)
+
+
+def test_teardown_closes_the_reward() -> None:
+    module = make_module("grpo")
+    verdicts = Verdicts("ok")
+    module.reward = verdicts  # type: ignore[assignment]
+    fit(module, InMemoryData("grpo"), limit_train_batches=1)
+    assert verdicts.closed == 1
+
+
+def test_training_hands_the_rollout_to_callbacks() -> None:
+    seen: list[Any] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            seen.extend(outputs["rollout"])
+
+    fit(make_module("grpo"), InMemoryData("grpo"), limit_train_batches=1, callbacks=[Watch()])
+    assert [group.record.id for group in seen] == ["row0", "row1", "row2", "row3"]
+    assert seen[1].texts[1].endswith("<answer>1</answer>")
+    assert seen[1].results[1].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"group_size": 1}, "group_size"),
+        ({"train_batch_size": 0}, "train_batch_size"),
+        ({"num_iterations": 0}, "num_iterations"),
+        ({"clip_low": -0.1}, "clip_low"),
+        ({"clip_high": float("nan")}, "clip_high"),
+        ({"beta": -1.0}, "beta"),
+        ({"sampling": {"temperature": 0.0}}, "sampling.temperature"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_name_their_flag(options: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ValueError, match=rf"--model\.{flag}"):
+        make_module("grpo", **options)
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_a_train_batch_that_does_not_divide_the_rollout_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"--model\.train_batch_size {size} must divide --data\.batch_size 4"):
+        train("grpo", train_batch_size=size)
