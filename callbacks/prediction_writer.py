@@ -26,11 +26,14 @@ class PredictionWriter(BasePredictionWriter):
         """
         super().__init__(write_interval="batch")
         self.path = path
+        self._target = Path()
         self._rows: int = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Starts this rank's file."""
-        part = self._part(trainer, trainer.global_rank)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Collective: every rank must ask.
+        self._target = folder / "predictions.jsonl" if self.path is None else Path(self.path)
+        part = self._part(trainer.global_rank)
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text("", encoding="utf-8")
         self._rows = 0
@@ -46,7 +49,7 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,  # noqa: ARG002
     ) -> None:
         """Appends one batch; row i of rank r is row `i * ranks + r` of the data."""
-        with self._part(trainer, trainer.global_rank).open("a", encoding="utf-8") as file:
+        with self._part(trainer.global_rank).open("a", encoding="utf-8") as file:
             for row in prediction:
                 place = self._rows * trainer.world_size + trainer.global_rank
                 file.write(json.dumps([place, row], ensure_ascii=False) + "\n")
@@ -57,24 +60,18 @@ class PredictionWriter(BasePredictionWriter):
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        parts = [self._part(trainer, rank) for rank in range(trainer.world_size)]
+        parts = [self._part(rank) for rank in range(trainer.world_size)]
         rows: list[tuple[int, Mapping[str, Any]]] = []
         for part in parts:
-            rows.extend(json.loads(line) for line in part.read_text(encoding="utf-8").splitlines())
-        target = self._target(trainer)
-        draft = target.with_name(target.name + ".part")
+            with part.open(encoding="utf-8") as file:
+                rows.extend(json.loads(line) for line in file)
+        draft = self._target.with_name(self._target.name + ".part")
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for _, row in sorted(rows, key=lambda pair: pair[0]))
         draft.write_text("".join(lines), encoding="utf-8")
-        draft.replace(target)
+        draft.replace(self._target)
         for part in parts:
             part.unlink()
-        rank_zero_info(f"{len(rows)} answers: {target}")
+        rank_zero_info(f"{len(rows)} answers: {self._target}")
 
-    def _target(self, trainer: Trainer) -> Path:
-        if self.path is not None:
-            return Path(self.path)
-        return Path(trainer.log_dir or trainer.default_root_dir) / "predictions.jsonl"
-
-    def _part(self, trainer: Trainer, rank: int) -> Path:
-        target = self._target(trainer)
-        return target.with_name(f".{target.name}.rank{rank}")
+    def _part(self, rank: int) -> Path:
+        return self._target.with_name(f".{self._target.name}.rank{rank}")

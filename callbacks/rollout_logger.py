@@ -68,14 +68,17 @@ class RolloutLogger(Callback):
             return
         turn = self._seen % self.every_n_rollouts == 0
         self._seen += 1
-        if not (turn and trainer.is_global_zero):
+        if not turn:
+            return
+        folder = trainer.log_dir  # Collective: every rank must ask.
+        if not trainer.is_global_zero:
             return
         groups: Sequence[ScoredGroup] = outputs["rollout"][: self.prompts]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 self._show(logger, groups, getattr(trainer, "datamodule", None), trainer.global_step)
-        if self.file and trainer.log_dir is not None:
-            self._write(Path(trainer.log_dir) / "rollouts.jsonl", groups, trainer.global_step)
+        if self.file and folder is not None:
+            self._write(Path(folder) / "rollouts.jsonl", groups, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """How many rollouts were seen, so that a resumed run keeps the rhythm."""

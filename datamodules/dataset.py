@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,11 @@ from datamodules.rows import BadRecord
 from lit_vlaa.prompts import PromptConfig, build_messages
 from lit_vlaa.types import ChatProcessor, Prompt, Record, Sample
 
+_LOG = logging.getLogger(__name__)
+
+_MOST_STAND_INS = 100
+"""Rows tried in place of one that cannot be encoded; so many broken ones in a row mean a broken folder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
@@ -27,6 +33,8 @@ class Encoder:
     """Larger images are refused before they are decoded."""
     prompt: PromptConfig
     processor: ChatProcessor
+    replace_unreadable: bool = False
+    """Whether the next row stands in for one whose image turns out to be broken."""
 
     def __call__(self, record: Record) -> Prompt:
         """Opens the record's images, writes its chat and encodes both.
@@ -85,8 +93,24 @@ class PromptDataset(Dataset[Prompt]):
     def __getitem__(self, place: int) -> Prompt:
         """Encodes one row."""
         record, padding = self._rows[place]
-        prompt = self.encoder(record)
+        try:
+            prompt = self.encoder(record)
+        except ValueError as error:
+            if not self.encoder.replace_unreadable:
+                raise
+            prompt = self._stand_in(place, error)
         return replace(prompt, padding=True) if padding else prompt
+
+    def _stand_in(self, place: int, error: ValueError) -> Prompt:
+        """The next row that can be encoded; evaluation leaves it out, training takes it twice."""
+        for offset in range(1, min(_MOST_STAND_INS, len(self)) + 1):
+            try:
+                prompt = self.encoder(self._rows[(place + offset) % len(self)][0])
+            except ValueError:
+                continue
+            _LOG.warning("%s; %s stands in for it", error, prompt.record.origin)
+            return replace(prompt, padding=True)
+        raise error
 
 
 class SFTDataset(Dataset[tuple[Prompt, Tensor]]):

@@ -116,6 +116,8 @@ class _Row:
         truth = self._truth(kind)
         if split == "grpo" and not truth:
             raise self._bad("gt", "missing or empty; the grpo split needs a ground truth")
+        if split == "grpo" and kind == "iou" and len(images) != 1:
+            raise self._bad("image", "a box needs exactly one image", f"{len(images)} given")
         return Record(
             id=record_id,
             source=source,

@@ -27,6 +27,7 @@ from lit_vlaa.types import KINDS, ChatProcessor, Kind, Record
 _LOG = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test"]
+_FLAGS: dict[Part, str] = {"train": "data_file", "val": "val_file", "test": "test_file"}
 Rows = tuple[RecordTable, np.ndarray[tuple[int], np.dtype[np.int64]]]
 
 _PARTS: dict[str | None, tuple[Part, ...]] = {
@@ -88,7 +89,8 @@ class VLAAThinkingDataModule(LightningDataModule):
             shuffle: Whether each epoch of training has an order of its own.
             num_workers: Processes on each rank that prepare batches; 0 prepares them in the training process.
             on_bad_record: `error` stops at the first row that cannot be used, `skip` leaves such rows out and reports
-                how many and why.
+                how many and why; for an image that proves broken only when it is decoded, `skip` takes the next row
+                and says so.
             max_image_pixels: Images with more pixels are refused before they are decoded.
             prompt: What is said to the model around the question.
             cache_dir: Folder for the rows' Arrow copies; null for `.lit_vlaa_cache` beside each file, or the user's
@@ -118,14 +120,22 @@ class VLAAThinkingDataModule(LightningDataModule):
         self._processor = processor
 
     def prepare_data(self) -> None:
-        """Writes the Arrow copy of every file that is named (one process on each node).
+        """Writes the Arrow copy of every file that the command needs (one process on each node).
 
         Raises:
             BadRecord: At the first row that cannot be used, with `on_bad_record="error"`.
         """
         if not self.image_root.is_dir():
             raise FileNotFoundError(f"image_root={self.image_root} is no folder")
-        for file in filter(None, self.files.values()):
+        state = None if self.trainer is None else self.trainer.state.fn
+        needed = set(_PARTS[getattr(state, "value", None)])
+        if self.val_count and "val" in needed:
+            needed.add("train")
+        for part, file in self.files.items():
+            if file is None or part not in needed:
+                continue
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"{_FLAGS[part]}={file} does not exist; seen from {Path.cwd()}")
             table = RecordTable.prepare(file, **self._table_options())
             if table.skipped:
                 reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(table.skipped.items()))
@@ -203,6 +213,8 @@ class VLAAThinkingDataModule(LightningDataModule):
             sampler=sampler,
             collate_fn=collate_sft if self.split == "sft" else collate_prompts,
             num_workers=self.num_workers,
+            # A rollout's images take gigabytes and its step minutes: one batch a worker ahead is plenty.
+            prefetch_factor=1 if self.split == "grpo" and self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -260,7 +272,7 @@ class VLAAThinkingDataModule(LightningDataModule):
 
     def _chosen(self, part: Part) -> Rows:
         if part not in self._rows:
-            flag = {"train": "data_file", "val": "val_file or val_count", "test": "test_file"}[part]
+            flag = "val_file or val_count" if part == "val" else _FLAGS[part]
             raise ValueError(f"no {part} rows: set {flag}, and call setup() first when there is no Trainer to do so")
         return self._rows[part]
 
@@ -276,6 +288,7 @@ class VLAAThinkingDataModule(LightningDataModule):
             max_image_pixels=self.max_image_pixels,
             prompt=self.prompt,
             processor=self._processor,
+            replace_unreadable=self.on_bad_record == "skip",
         )
 
     def _table_options(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed")
 """Values of `--trainer.precision` that manual optimisation with clipping of our own trains in."""
 
 _ALIASES = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
@@ -54,7 +54,7 @@ def find_problems(config: Mapping[str, Any]) -> list[str]:
     return [
         *_missing_classes(config),
         *_strategy(trainer["strategy"]),
-        *_precision(trainer["precision"], trainer["strategy"]),
+        *_precision(trainer["precision"]),
         *_devices(trainer["accelerator"], trainer["devices"]),
         *_trainer_flags(trainer),
         *_checkpoint(config.get("ckpt_path"), trainer["strategy"]),
@@ -150,14 +150,12 @@ def _is_fsdp2(strategy: Any) -> bool:
     return name.startswith("fsdp") or name.endswith("FSDP2Strategy")
 
 
-def _precision(precision: Any, strategy: Any) -> Iterator[str]:
-    from lit_vlaa.strategies import FSDP2_PRECISIONS  # noqa: PLC0415 (see the module's docstring)
-
+def _precision(precision: Any) -> Iterator[str]:
     name = "32-true" if precision is None else _ALIASES.get(str(precision), str(precision))
-    allowed = FSDP2_PRECISIONS if _is_fsdp2(strategy) else PRECISIONS
-    if name not in allowed:
-        under = " with fsdp2" if name in PRECISIONS else ""
-        yield f"--trainer.precision {precision} does not work{under}; use one of {', '.join(allowed)}"
+    if name == "bf16-true":
+        yield f"--trainer.precision {precision}: for bfloat16 weights give --model.backbone.dtype bfloat16 instead"
+    elif name not in PRECISIONS:
+        yield f"--trainer.precision {precision} does not work; use one of {', '.join(PRECISIONS)}"
 
 
 def _devices(accelerator: Any, devices: Any) -> Iterator[str]:

@@ -39,6 +39,7 @@ _ROLLOUT_MEANS = (
     "rollout/no_answer",
     "rollout/zero_variance",
 )
+_ORIGIN = "reference_policy"
 _POLICY_MEANS = ("policy/loss", "policy/kl", "policy/clipped", "policy/ratio", "policy/entropy", "policy/sampler_gap")
 
 
@@ -75,7 +76,8 @@ class GRPOModule(PolicyModule):
         Args:
             backbone: The model and how to load it.
             optim: Optimiser and learning-rate schedule.
-            init_from: Checkpoint of an earlier run (SFT, say) whose weights to start from; also the reference policy.
+            init_from: Checkpoint of an earlier run (SFT, say) whose weights to start from, a file or a sharded folder
+                that you trust; also the reference policy.
             reward: Settings of the mixed reward.
             scorer: Judge of open-ended answers; null takes the embedded lexical one.
             generator: Rollout engine; null takes the cached one.
@@ -152,6 +154,25 @@ class GRPOModule(PolicyModule):
             reference = self.build(self.backbone_config).requires_grad_(False).eval()
             self.trainer.precision_plugin.convert_module(reference)
             self._reference.append(reference if self.device_mesh is not None else reference.to(self.device))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes where the run started from: the reference policy is built from there again when it resumes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_ORIGIN] = self._origin()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another reference policy.
+
+        Raises:
+            ValueError: If the run started from other weights; the message says what to give.
+        """
+        origin = checkpoint.get(_ORIGIN)
+        if origin is not None and origin != self._origin() and self.trainer.training and self.beta > 0:
+            given = " ".join(f"--model.{name} {value or 'null'}" for name, value in origin.items())
+            raise ValueError(f"the checkpoint's run measures its KL from other weights; resume it with {given}")
+
+    def _origin(self) -> dict[str, str | None]:
+        return {"backbone.path": self.backbone_config.path, "init_from": self.init_from}
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
         """One rollout and its optimiser steps."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -17,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_vlaa.checks import UsageError, find_problems, one_line
 from lit_vlaa.strategies import map_strategy_name
@@ -27,7 +29,8 @@ def _without_noise() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not {"litlogger", "litmodels"} & set(re.findall(r"\w+", record.getMessage()))
     )
-    # Checkpoints hold the state after the step on purpose.
+    # A run without validation rows is no mistake, and checkpoints hold the state after the step on purpose.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
@@ -106,7 +109,7 @@ class VLAACLI(LightningCLI):
         from lit_vlaa.policy import PolicyModule  # noqa: PLC0415  # imports transformers, which --help does not need
 
         trainer = self._get(self.config_init, "trainer")
-        if trainer.logger in {None, True}:
+        if trainer.logger is None or trainer.logger is True:
             kwargs["logger"] = default_loggers(trainer.default_root_dir)
         callbacks = [] if trainer.callbacks is None else trainer.callbacks
         kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self._progress]
@@ -129,6 +132,10 @@ class VLAACLI(LightningCLI):
             reading = _raised_while_reading(error)
             if self._progress.started and not reading:
                 raise
+            launcher = self.trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                # The other ranks would complain of this one's silence.
+                launcher.kill(signal.SIGKILL)
             raise UsageError([_reason(error)], local=reading) from error
 
 

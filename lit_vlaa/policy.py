@@ -7,6 +7,7 @@ micro-batches change the result beyond rounding.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
@@ -25,6 +27,9 @@ from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
 from lit_vlaa.sequences import micro_batch_count, split_contiguous
 from lit_vlaa.strategies import accumulate, clip_gradients, mixed_precision_policy, unsharded
 from lit_vlaa.types import Completion, Prompt, PromptBatch, SamplingParams
+
+_MOST_SKIPPED = 10
+"""Optimiser steps in a row that may be left out for a gradient that is not finite."""
 
 
 class PolicyModule(LightningModule):
@@ -60,6 +65,7 @@ class PolicyModule(LightningModule):
         self.backbone: Backbone
         self._logged: set[str] = set()
         self._processor: Processor | None = None
+        self._skipped_in_a_row = 0
 
     @property
     def processor(self) -> Processor:
@@ -99,12 +105,13 @@ class PolicyModule(LightningModule):
             ValueError: If neither the trainer nor the data module bounds the run.
         """
         trainer = self.trainer
+        steps = self.steps_per_batch()
         batches = getattr(trainer.datamodule, "batches_per_epoch", None)  # type: ignore[attr-defined]
         bounds = [trainer.max_steps] if trainer.max_steps > 0 else []
         if batches is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             limit = trainer.limit_train_batches
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-            bounds.append(batches * trainer.max_epochs * self.steps_per_batch())
+            bounds.append(batches * trainer.max_epochs * steps)
         if not bounds:
             raise ValueError("the run has no end to plan the learning rate for: set --trainer.max_steps or max_epochs")
         return max(1, min(bounds))
@@ -118,7 +125,7 @@ class PolicyModule(LightningModule):
                 and micro-batches.
 
         Returns:
-            The gradient's norm before clipping.
+            The gradient's norm before clipping; where it is not finite, the weights were left as they are.
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)  # noqa: S101  # one optimiser is configured above
@@ -128,11 +135,30 @@ class PolicyModule(LightningModule):
                 # DDP and FSDP2 average gradients over ranks; the losses of all ranks are meant to add up.
                 self.manual_backward(loss_of(part) * self.trainer.world_size)
         norm = clip_gradients(self.backbone.parameters(), self.max_grad_norm)
-        optimizer.step()
+        if math.isfinite(norm):
+            optimizer.step()
+            scheduler: Any = self.lr_schedulers()
+            scheduler.step()
+        self._note_skipped(norm)
         optimizer.zero_grad()
-        scheduler: Any = self.lr_schedulers()
-        scheduler.step()
         return norm
+
+    def _note_skipped(self, norm: float) -> None:
+        """Counts steps whose gradient was not finite, on every rank alike; the weights stayed as they were.
+
+        Raises:
+            RuntimeError: After several in a row, as the run has broken down.
+        """
+        if math.isfinite(norm):
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        rank_zero_warn(f"step {self.global_step}: the gradient's norm is {norm}; the optimiser step was left out")
+        if self._skipped_in_a_row >= _MOST_SKIPPED:
+            raise RuntimeError(
+                f"{_MOST_SKIPPED} gradients in a row were not finite; lower --model.optim.lr or --model.max_grad_norm "
+                "and resume from the last checkpoint"
+            )
 
     def micro_batches(self, lengths: Sequence[int]) -> list[range]:
         """Cuts rows into micro-batches, equally many on every rank: sharded forward passes are collective."""
@@ -151,7 +177,7 @@ class PolicyModule(LightningModule):
         training = self.backbone.training
         self.backbone.eval()
         try:
-            with torch.no_grad(), unsharded(self.backbone):
+            with torch.no_grad(), unsharded(self.backbone), _cast_weights_once(self.device.type):
                 yield
         finally:
             self.backbone.train(training)
@@ -210,3 +236,21 @@ class PolicyModule(LightningModule):
 
     def _rollout_seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", "42")) if self.seed is None else self.seed
+
+
+@contextmanager
+def _cast_weights_once(device_type: str) -> Generator[None]:
+    """Under mixed precision, keeps the half-precision copies of the weights for a whole rollout.
+
+    Lightning switches autocast's cache off, since weights change within a training step; decoding would then convert
+    every weight for every token. The copies are dropped before the weights can change.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    torch.clear_autocast_cache()
+    try:
+        with torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type), cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()

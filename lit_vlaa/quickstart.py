@@ -44,7 +44,13 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     sft, grpo = (
-        ["fit", f"--config={CONFIGS / f'{stage}.yaml'}", f"--seed_everything={seed}", *_places(stage, data_dir)]
+        [
+            "fit",
+            f"--config={CONFIGS / f'{stage}.yaml'}",
+            f"--seed_everything={seed}",
+            f"--data.seed={seed}",
+            *_places(stage, data_dir),
+        ]
         for stage in ("sft", "grpo")
     )
     test = ["test", *grpo[1:]]

@@ -48,7 +48,8 @@ class SFTModule(PolicyModule):
         Args:
             backbone: The model and how to load it.
             optim: Optimiser and learning-rate schedule.
-            init_from: Checkpoint of an earlier run whose weights to start from.
+            init_from: Checkpoint of an earlier run whose weights to start from, a file or a sharded folder that you
+                trust.
             max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
             max_tokens_per_micro_batch: Padded tokens in one forward and backward pass on one device.
             sampling: How `predict` writes answers.

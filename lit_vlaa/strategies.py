@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 SHARDED_METADATA = "meta.pt"
 """The file that marks a folder as a sharded checkpoint of Lightning's."""
 
-FSDP2_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+FSDP2_PRECISIONS = ("32-true", "bf16-mixed")
 """Values of `--trainer.precision` under FSDP2; float16 would need a loss scaler that knows of shards."""
 
 _TOUCH = "_touch_root"

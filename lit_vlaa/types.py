@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -122,11 +122,55 @@ class Prompt:
         return replace(self, pixel_values=self.pixel_values.pin_memory())
 
 
+def _pack(prompts: Sequence[Prompt]) -> tuple[list[tuple[Any, ...]], Tensor | None]:
+    """Prompts for the way from a worker process: one tensor for all pixels, arrays for the rest.
+
+    Every tensor that crosses takes a file descriptor, of which a process has about a thousand; arrays take none.
+    """
+    rows = [
+        (
+            p.record,
+            p.input_ids.numpy(),
+            p.position_ids.numpy(),
+            0 if p.pixel_values is None else p.pixel_values.shape[0],
+            None if p.image_grid_thw is None else p.image_grid_thw.numpy(),
+            (p.image_sizes, p.box_space, p.padding),
+        )
+        for p in prompts
+    ]
+    pixels = [p.pixel_values for p in prompts if p.pixel_values is not None]
+    return rows, torch.cat(pixels) if pixels else None
+
+
+def _unpack(rows: list[tuple[Any, ...]], pixels: Tensor | None) -> tuple[Prompt, ...]:
+    """The prompts of `_pack`; their pixel values are views of one tensor."""
+    prompts = []
+    start = 0
+    for record, ids, positions, patches, grids, rest in rows:
+        own = None if pixels is None or not patches else pixels[start : start + patches]
+        start += patches
+        grid = None if grids is None else torch.from_numpy(grids)
+        prompts.append(Prompt(record, torch.from_numpy(ids), torch.from_numpy(positions), own, grid, *rest))
+    return tuple(prompts)
+
+
+def _prompt_batch(rows: list[tuple[Any, ...]], pixels: Tensor | None) -> PromptBatch:
+    return PromptBatch(_unpack(rows, pixels))
+
+
+def _sft_batch(rows: list[tuple[Any, ...]], pixels: Tensor | None, responses: list[Any]) -> SFTBatch:
+    return SFTBatch(_unpack(rows, pixels), tuple(torch.from_numpy(ids) for ids in responses))
+
+
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
     """The prompts of one rollout on this rank."""
 
     prompts: tuple[Prompt, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Packs the prompts for the way between processes."""
+        return _prompt_batch, _pack(self.prompts)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -147,6 +191,10 @@ class SFTBatch:
     prompts: tuple[Prompt, ...]
     responses: tuple[Tensor, ...]
     """Per prompt `[C]` int64: response tokens with the end-of-turn token last."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Packs prompts and responses for the way between processes."""
+        return _sft_batch, (*_pack(self.prompts), [ids.numpy() for ids in self.responses])
 
     def __len__(self) -> int:
         return len(self.prompts)

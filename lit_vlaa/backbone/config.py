@@ -16,7 +16,8 @@ class BackboneConfig:
         path: A Hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, a directory in the Hub's layout, or `tiny` for the
             embedded model with random weights.
         revision: Branch, tag or commit of a Hub id.
-        dtype: Type of the parameters; `auto` takes the checkpoint's own. Keep float32 with `bf16-mixed` precision.
+        dtype: Type of the parameters; `auto` takes the checkpoint's own. Keep float32 with `bf16-mixed` precision;
+            bfloat16 with `32-true` precision halves the memory, but small updates are lost to rounding.
         attention: `auto` takes flash attention where it is installed and the parameters are in half precision on a
             GPU, and PyTorch's SDPA otherwise.
         freeze: Parts that are not trained: the vision tower, the merger behind it, the language model.
@@ -29,7 +30,7 @@ class BackboneConfig:
 
     path: str = "tiny"
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     freeze: tuple[Part, ...] = ()
     gradient_checkpointing: bool = False

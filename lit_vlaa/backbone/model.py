@@ -25,7 +25,8 @@ class Backbone(nn.Module):
     def __init__(self, model: PreTrainedModel, processor: Processor, config: BackboneConfig) -> None:
         """Wraps a loaded model and freezes the parts that `config` names."""
         super().__init__()
-        self.model = model
+        # Loading leaves a model in evaluation mode, in which transformers ignores gradient checkpointing.
+        self.model = model.train()
         self.processor = processor
         self.config = config
         for part in config.freeze:
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
             embeds = embeds + 0.0 * self._encode(blank, grid)[0].sum().to(embeds.dtype)
         return embeds
 
-    def shard(self, mesh: Any, mp_policy: Any | None = None, offload_policy: Any | None = None) -> None:
+    def shard(self, mesh: Any, mp_policy: Any | None = None) -> None:
         """Shards the parameters over `mesh` with FSDP2: each decoder layer, the vision tower, and the rest.
 
         A frozen tower stays with the rest, so that a rank without images never waits for one with images.
@@ -116,8 +117,6 @@ class Backbone(nn.Module):
         options: dict[str, Any] = {"mesh": mesh}
         if mp_policy is not None:
             options["mp_policy"] = mp_policy
-        if offload_policy is not None:
-            options["offload_policy"] = offload_policy
         for layer in self.language_model.layers:  # type: ignore[union-attr]
             fully_shard(layer, **options)
         if self._vision_trains:
@@ -133,7 +132,7 @@ class Backbone(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Moves or converts the model, but never the precision of its rotary frequencies.
 
-        `bf16-true` precision converts every float buffer, and positions of some hundreds are no bfloat16 numbers.
+        Positions of some hundreds are no bfloat16 numbers.
         """
         exact = {
             module: value for module in self.modules() for name, value in module._buffers.items() if name == "inv_freq"
@@ -164,12 +163,21 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     Raises:
         ValueError: If the path is no Qwen2.5-VL or Qwen2-VL, or cannot be read; the message names the flag.
     """
-    if config.path == "tiny":
-        from lit_vlaa.backbone.tiny import tiny_model  # noqa: PLC0415  # only this path needs it
+    # Lightning builds models with a GPU as the default device, on which transformers would load by accelerate and the
+    # tiny model would draw other weights.
+    with torch.device("cpu"):
+        return _tiny(config) if config.path == "tiny" else _loaded(config)
 
-        processor = load_processor(config)
-        backbone = Backbone(tiny_model(processor, attention=_attention(config, torch.float32)), processor, config)
-        return backbone if config.dtype == "auto" else backbone.to(getattr(torch, config.dtype))
+
+def _tiny(config: BackboneConfig) -> Backbone:
+    from lit_vlaa.backbone.tiny import tiny_model  # noqa: PLC0415  # only this path needs it
+
+    processor = load_processor(config)
+    backbone = Backbone(tiny_model(processor, attention=_attention(config, torch.float32)), processor, config)
+    return backbone if config.dtype == "auto" else backbone.to(getattr(torch, config.dtype))
+
+
+def _loaded(config: BackboneConfig) -> Backbone:
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with naming_path(config):
         model_config = AutoConfig.from_pretrained(config.path, **source)
@@ -185,7 +193,8 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=list(processor.stop_token_ids), pad_token_id=processor.pad_token_id
     )
-    return Backbone(model, processor, config)
+    # transformers hands it over in evaluation mode, in which gradient checkpointing does nothing.
+    return Backbone(model, processor, config).train()
 
 
 def _check_type(model_type: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from lit_vlaa.backbone.config import BackboneConfig
 from lit_vlaa.sequences import mrope_positions
@@ -145,7 +145,7 @@ def load_processor(config: BackboneConfig) -> Processor:
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
     # A released checkpoint names its own limits as min_pixels and max_pixels, which would win over `size`.
-    limits = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels, "size": size}
+    limits: dict[str, Any] = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels, "size": size}
     with naming_path(config):
         tokenizer = AutoTokenizer.from_pretrained(config.path, **source)
         tokenizer.chat_template = tokenizer.chat_template or _processor_template(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ _PREFIX = "backbone."
 def load_weights(backbone: Backbone, path: str | Path) -> None:
     """Loads the policy's weights from a checkpoint file (single device, DDP), or a sharded FSDP2 checkpoint folder.
 
-    Call it before sharding. A directory in the Hub's layout is no checkpoint: give it as the backbone's path.
+    A file is read as tensors and primitives alone. A sharded folder's index is a pickle of PyTorch's, which can run
+    code: take folders only from sources that you trust. Call it before sharding. A directory in the Hub's layout is no
+    checkpoint: give it as the backbone's path.
 
     Args:
         backbone: An unsharded backbone of the same architecture.
@@ -27,6 +30,8 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     path = Path(path)
     flag = f"--model.init_from {path}"
     if path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{flag}: not a checkpoint, or an incomplete one; give a .ckpt file of an earlier run")
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if "state_dict" not in stored:
             raise ValueError(f"{flag}: not a Lightning checkpoint (no state_dict in it)")

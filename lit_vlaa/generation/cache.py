@@ -41,7 +41,8 @@ class RowCache:
         for key, value in layers:
             for target, source in ((keys, key), (values, value)):
                 prompts, heads, width, size = source.shape
-                buffer = source.new_zeros(prompts * copies, heads, width + room, size)
+                # Under autocast rotation leaves keys in float32; attention would convert them at every step.
+                buffer = value.new_zeros(prompts * copies, heads, width + room, size)
                 buffer[:, :, :width] = source.repeat_interleave(copies, dim=0)
                 target.append(buffer)
         return cls(keys, values, lengths.repeat_interleave(copies), layers[0][0].shape[2])

@@ -19,9 +19,13 @@ MAX_ANSWER_CHARS = 4000
 _LINE_MARK = re.compile(r"^[ \t]*\(?([A-Z])[):.](?!\w)[ \t]*", re.MULTILINE)
 _INLINE_MARK = re.compile(r"(?:^|(?<=[\s(]))\(?([A-Z])[):.](?!\w)\s*")
 _ALONE = re.compile(r"\(?\s*([A-Za-z])\s*\)?\s*[.:]?")
-_LEADING = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])\s*[):.])\s*[:.]?\s+(?=\S)|([A-Z])\s+[-–—:]\s+(?=\S)")
+# Repeats are bounded: the search runs over the policy's text in the trainer's own process.
+_LEADING = re.compile(
+    r"(?:\(([A-Za-z])\)|([A-Za-z])\s{0,8}[):.])\s{0,8}[:.]?\s{1,8}(?=\S)|([A-Z])\s{1,8}[-–—:]\s{1,8}(?=\S)"
+)
 _NAMED = re.compile(
-    r"\b(?i:answers?|options?|choices?|so|therefore|thus|hence|is)\b(?i:\s+(?:is|must\s+be|would\s+be|option|choice))*\s*[:=]?\s*"
+    r"\b(?i:answers?|options?|choices?|so|therefore|thus|hence|is)\b(?i:\s{1,4}(?:is|must\s{1,4}be|would\s{1,4}be|option|choice)){0,4}"
+    r"\s{0,4}[:=]?\s{0,4}"
     r"(?:\(([A-Za-z])\)|([A-Z])(?!\w|'))"
 )
 _MENTION = re.compile(r"(?<![\w'\\])\(?([A-Z])(?![\w'])\)?")

@@ -36,18 +36,18 @@ def lit(*words: str) -> int:
         torch.set_num_threads(threads)
 
 
-def lit_in_ranks(*commands: Sequence[str], ranks: int = 2, timeout: float = 150) -> None:
+def lit_in_ranks(*commands: Sequence[str], code: int = 0, ranks: int = 2, timeout: float = 150) -> None:
     """Runs commands one after the other in the same few processes, as a launcher such as torchrun would start them.
 
     Raises:
-        AssertionError: If one of them does not end with 0.
+        AssertionError: If one of them does not end with `code`.
     """
     # Each command makes a process group of its own, and a port may linger after the last one.
     ports = [launch._free_port() for _ in commands]
     codes = launch.run_ranks(
         "helpers.commands:run_all", ranks=ranks, timeout=timeout, commands=[list(c) for c in commands], ports=ports
     )
-    assert codes == [[0] * len(commands)] * ranks, codes
+    assert codes == [[code] * len(commands)] * ranks, codes
 
 
 def run_all(commands: list[list[str]], ports: list[int]) -> list[int]:

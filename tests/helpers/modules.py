@@ -52,7 +52,7 @@ class InMemoryData(LightningDataModule):
     def collate(self, items: list[Sample], padding: tuple[bool, ...] = ()) -> Any:
         """One batch of the split's kind; `padding` marks its rows, none of them when it is left out."""
         assert self.trainer is not None
-        processor = self.trainer.lightning_module.processor
+        processor: Any = self.trainer.lightning_module.processor
         marks = padding or (False,) * len(items)
         prompts = tuple(
             dataclasses.replace(processor.encode(item), padding=mark) for item, mark in zip(items, marks, strict=True)
@@ -78,7 +78,13 @@ class FixedGenerator:
     """Completions that depend on prompt and sample alone, so that trajectories do not hang on a token's rounding."""
 
     def generate(
-        self, backbone: Any, prompts: Any, *, group_size: int, params: SamplingParams, key: Any
+        self,
+        backbone: Any,
+        prompts: Any,
+        *,
+        group_size: int,
+        params: SamplingParams,  # noqa: ARG002  # as the protocol has it
+        key: Any,  # noqa: ARG002
     ) -> list[list[Completion]]:
         groups = []
         for prompt in prompts:
@@ -156,6 +162,7 @@ def train(
     limit_batches: int = BATCHES,
     max_steps: int = -1,
     text_only: bool = False,
+    precision: str = "32-true",
     **options: Any,
 ) -> dict[str, Any]:
     """Trains for one pass over the rows; returns what was logged, learning rates, and a digest of the weights."""
@@ -169,6 +176,7 @@ def train(
         devices=devices,
         limit_train_batches=limit_batches,
         max_steps=max_steps,
+        precision=precision,
     )
 
 
@@ -191,7 +199,7 @@ def fit(module: PolicyModule, data: InMemoryData, *, save: str = "", **trainer_o
         rates.append(module.trainer.optimizers[0].param_groups[0]["lr"])
         return original_step(*args)
 
-    module.take_step = record_rate  # type: ignore[method-assign]
+    module.take_step = record_rate  # type: ignore[method-assign, assignment]
     trainer = quiet_trainer(**trainer_options)
     trainer.fit(module, data)
     if save:

@@ -115,7 +115,7 @@ def test_every_option_changes_the_weights(name: str, plain: dict[str, Any]) -> N
         ({"train_batch_size": 4, "num_iterations": 2}, 2),
     ],
 )
-def test_steps_a_rollout(options: dict[str, int], steps: int) -> None:
+def test_steps_a_rollout(options: dict[str, Any], steps: int) -> None:
     assert train("grpo", limit_batches=1, **options)["steps"] == steps
 
 
@@ -284,7 +284,7 @@ def test_training_hands_the_rollout_to_callbacks() -> None:
     seen: list[Any] = []
 
     class Watch(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:  # noqa: ARG002
             seen.extend(outputs["rollout"])
 
     fit(make_module("grpo"), InMemoryData("grpo"), limit_train_batches=1, callbacks=[Watch()])

@@ -68,10 +68,11 @@ def test_accuracy_counts_the_right_tokens() -> None:
     with torch.no_grad():
         for parameter in module.backbone.parameters():
             parameter.zero_()
-        # The hidden state is the last norm's bias-free output; with one coordinate held at 1 the head reads one column.
-        module.backbone.language_model.norm.weight[0] = 1.0  # type: ignore[union-attr, index]
-        module.backbone.language_model.embed_tokens.weight[:, 0] = 0.5  # type: ignore[union-attr, index]
-        module.backbone.lm_head.weight[word, 0] = 1.0
+        # One positive coordinate is left; the head is tied to the embeddings, where `word` has the most of it.
+        module.backbone.get_parameter("model.model.language_model.norm.weight")[0] = 1.0
+        embeddings = module.backbone.get_parameter("model.model.language_model.embed_tokens.weight")
+        embeddings[:, 0] = 0.5
+        embeddings[word, 0] = 1.0
     (result,) = quiet_trainer().validate(module, EvaluatedData("sft"), verbose=False)
     tokens = torch.cat(responses)
     assert result["val/token_accuracy"] == pytest.approx(float((tokens == word).float().mean()))

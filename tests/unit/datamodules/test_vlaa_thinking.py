@@ -253,6 +253,20 @@ def test_a_broken_image_names_file_row_and_image(data: SyntheticPaths, tmp_path:
         list(made.train_dataloader())
 
 
+def test_with_skip_the_next_row_stands_in_for_a_broken_image(
+    data: SyntheticPaths, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = "<think>t</think><answer>a</answer>"
+    file = copy_with(data, tmp_path, [{"image": "docvqa/bad.png", "question": "?", "answer": answer}])
+    (data.image_root / "docvqa" / "bad.png").write_bytes(b"bad")
+    made = module(data, data_file=file, batch_size=51, shuffle=False, on_bad_record="skip")
+    with caplog.at_level(logging.WARNING):
+        (batch,) = made.train_dataloader()
+    assert origins(batch)[50] == origins(batch)[0]
+    assert "docvqa/bad.png" in caplog.text
+    assert "rows.json:1 stands in for it" in caplog.text
+
+
 def test_images_for_logging(data: SyntheticPaths) -> None:
     made = module(data)
     record = next(iter(made.train_dataloader())).prompts[0].record

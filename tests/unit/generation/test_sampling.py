@@ -93,7 +93,7 @@ def test_logprobs_count_temperature_and_bans_but_not_truncation() -> None:
     logits = torch.tensor(PROBABILITIES).log()[None]
     banned = torch.tensor([3])
     for options in ({}, {"top_k": 1}, {"top_p": 0.1}):
-        params = SamplingParams(max_new_tokens=1, temperature=0.5, **options)  # type: ignore[arg-type]
+        params = SamplingParams(max_new_tokens=1, temperature=0.5, **options)
         token, logprob = sample_tokens(logits, torch.tensor([0.0]), params, banned)
         assert int(token) == 0
         # 0.25 / (0.25 + 0.0625 + 0.0225): squares without the banned one.

@@ -1,0 +1,1 @@
+"""Speed of rollouts and training steps on this machine."""
