@@ -18,7 +18,7 @@ from lit_vlaa.types import KINDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 
-_COUNTS = ("--sft-count=9600", "--grpo-count=3840", "--test-count=2000", "--seed=7")
+_COUNTS = ("--sft-count=12800", "--grpo-count=3840", "--test-count=2000", "--seed=11")
 
 Scores = dict[str, float]
 
