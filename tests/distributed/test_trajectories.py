@@ -10,7 +10,7 @@ from helpers.launch import run_ranks
 from helpers.modules import train
 
 # Rows with one image, two images and none, in uneven lengths: the ranks' micro-batches differ in number and kind.
-SMALL = {"max_tokens_per_micro_batch": 120}
+SMALL: dict[str, Any] = {"max_tokens_per_micro_batch": 120}
 
 
 def assert_same_path(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -46,8 +46,8 @@ def test_two_ranks_equal_one(single: tuple[str, dict[str, Any]], strategy: str) 
 
 @pytest.mark.parametrize("freeze", [["vision"], ["vision", "merger"]])
 def test_frozen_towers_shard_too(freeze: list[str]) -> None:
-    options = {"backbone": {"freeze": freeze}, "kind": "grpo"}
-    expected = train(**options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"backbone": {"freeze": freeze}, "kind": "grpo"}
+    expected = train(**options)
     outcomes = run_ranks("helpers.modules:train", strategy="fsdp2", devices=2, **options, **SMALL)
     assert_same_path(expected, outcomes[0])
 
@@ -56,7 +56,7 @@ def test_frozen_towers_shard_too(freeze: list[str]) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_mixed_precision_stays_near_float32(kind: str, strategy: str) -> None:
     expected = train(kind)
-    options = {"precision": "bf16-mixed", "devices": 2, **SMALL}
+    options: dict[str, Any] = {"precision": "bf16-mixed", "devices": 2, **SMALL}
     for outcome in run_ranks("helpers.modules:train", kind=kind, strategy=strategy, **options):
         # bfloat16 keeps 8 bits: each product is off by up to 0.4%.
         for name in ("train/loss",) if kind == "sft" else ("policy/entropy", "policy/sampler_gap"):

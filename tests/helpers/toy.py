@@ -91,7 +91,7 @@ class ToyModule(LightningModule):
         self.automatic_optimization = False
         self.optim, self.max_grad_norm, self.micro_batches = optim, max_grad_norm, micro_batches
         self.freeze_visual, self.rollout = freeze_visual, rollout
-        self.net: Net | None = None
+        self.net: Any = None
         self.trace: list[list[float]] = []
         self.rollouts: list[float] = []
 
@@ -117,7 +117,9 @@ class ToyModule(LightningModule):
         if self.rollout:
             with torch.no_grad(), unsharded(self):
                 self.rollouts.append(self.net.decode(torch.ones(1, WIDTH), steps=2 + self.global_rank))
-        optimizer, total = self.optimizers(), 0.0
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        total = 0.0
         parts = list(zip(*(column.chunk(self.micro_batches) for column in batch), strict=True))
         for number, (x, y) in enumerate(parts, start=1):
             with accumulate(self, self.net, sync=number == len(parts)):
@@ -127,7 +129,7 @@ class ToyModule(LightningModule):
         norm = clip_gradients(self.net.parameters(), self.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        self.lr_schedulers().step()
+        scheduler.step()
         mean = float(self.trainer.strategy.reduce(torch.tensor(total), reduce_op="mean"))
         self.log("loss", mean)
         self.trace.append([mean, norm])
@@ -186,7 +188,7 @@ def fit(
         accelerator="cpu",
         devices=devices,
         strategy=strategy,
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]  # any of the names it knows
         max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
@@ -198,10 +200,11 @@ def fit(
     trainer.fit(module, ToyData(), ckpt_path=resume)
     if save:
         trainer.save_checkpoint(save)
+    optimizer: Any = module.optimizers()
     return {
         "trace": module.trace,
         "rollouts": module.rollouts,
-        "rates": [group["lr"] for group in module.optimizers().param_groups],
+        "rates": [group["lr"] for group in optimizer.param_groups],
         "dtypes": sorted({str(parameter.dtype) for parameter in module.net.parameters()}),
     }
 

@@ -61,9 +61,7 @@ def compare_weights(model: Backbone, outcome: dict[str, Any]) -> None:
         value = parameter.detach().double()
         # Adam's first steps divide gradients by their own size, so rounding in tiny gradients shows at the scale of
         # the learning rate (1e-3) times the relative error (about 1e-4), summed over a matrix.
-        torch.testing.assert_close(
-            ours[1], value.norm().float(), atol=2e-4, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(ours[1], value.norm().float(), atol=2e-4, rtol=1e-5, msg=f"{name} differs")
 
 
 def test_sft_step_equals_plain_pytorch() -> None:
@@ -92,7 +90,9 @@ def test_grpo_steps_equal_plain_pytorch(old_logprobs: str) -> None:
         with torch.no_grad():
             return logprobs_of(frozen, prompt, completion.token_ids, TEMPERATURE, ban=True)
 
-    losses, norms, kls = [], [], []
+    losses: list[Tensor] = []
+    norms: list[float] = []
+    kls: list[Tensor] = []
     for first in (0, 2):
         per_sequence, kl_tokens = [], []
         judged = 0
@@ -115,7 +115,7 @@ def test_grpo_steps_equal_plain_pytorch(old_logprobs: str) -> None:
                 kl = (reference - new).exp() - (reference - new) - 1
                 kl_tokens.append(kl.detach())
                 per_sequence.append((-surrogate + BETA * kl).mean())
-        losses.append(sum(per_sequence) / judged)
+        losses.append(torch.stack(per_sequence).sum() / judged)
         kls.append(torch.cat(kl_tokens))
         step = len(norms)
         # The schedule: 20% of two steps rounds to no full warm-up step; the module's own rates are what it logged.

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lit_vlaa import cli
-from lit_vlaa.checks import one_line
+from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.cli import Tool, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,7 +207,7 @@ def test_only_one_rank_tells(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_VLAA_DEBUG", "1")
-    with pytest.raises(cli.UsageError, match="no command"):
+    with pytest.raises(UsageError, match="no command"):
         main(["nope"])
 
 

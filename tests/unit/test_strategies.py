@@ -79,6 +79,7 @@ def test_accumulate_and_unsharded_do_nothing_to_a_plain_model(sync: bool) -> Non
     module: Any = SimpleNamespace(trainer=SimpleNamespace(strategy=SimpleNamespace(model=model)))
     with unsharded(model), accumulate(module, model, sync):
         model(torch.ones(1)).backward()
+    assert model.weight.grad is not None
     assert float(model.weight.grad) == 1.0
 
 

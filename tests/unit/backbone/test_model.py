@@ -24,7 +24,7 @@ def rows_of(backbone: Backbone) -> tuple[list[tuple[object, torch.Tensor]], Mode
         (prompt, backbone.processor.encode_response(item.record.response or ""))
         for prompt, item in zip(mixed_prompts(backbone), mixed_samples(), strict=True)
     ]
-    return rows, assemble(rows, pad_token_id=backbone.processor.pad_token_id)  # type: ignore[return-value, arg-type]
+    return rows, assemble(rows, pad_token_id=backbone.processor.pad_token_id)  # type: ignore[return-value]
 
 
 def test_positions_equal_transformers(backbone: Backbone) -> None:
@@ -174,8 +174,13 @@ def test_settings_out_of_range_name_their_flag(options: dict[str, object]) -> No
 
 def test_rotary_frequencies_keep_their_precision_when_the_weights_lose_theirs() -> None:
     backbone = tiny_backbone()
-    before = [m.inv_freq.clone() for m in backbone.modules() if hasattr(m, "inv_freq")]
-    after = [m.inv_freq for m in backbone.to(torch.bfloat16).modules() if hasattr(m, "inv_freq")]
+
+    def frequencies() -> list[torch.Tensor]:
+        return [value for name, value in backbone.named_buffers() if name.endswith(".inv_freq")]
+
+    before = [value.clone() for value in frequencies()]
+    backbone.to(torch.bfloat16)
+    after = frequencies()
     assert len(before) == 2
     assert all(a.dtype == torch.float32 and a.equal(b) for a, b in zip(after, before, strict=True))
     assert {p.dtype for p in backbone.parameters()} == {torch.bfloat16}

@@ -53,7 +53,7 @@ def test_every_nth_rollout_goes_to_tensorboard_and_file(tmp_path: Path) -> None:
     events = EventAccumulator(trainer.log_dir).Reload()
     assert [event.step for event in events.Images("rollouts/0")] == [1, 3, 5]
     assert events.Tags()["images"] == ["rollouts/0"]
-    rows = [json.loads(line) for line in (Path(trainer.log_dir) / "rollouts.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (Path(str(trainer.log_dir)) / "rollouts.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 3, 5]
     assert rows[0]["completions"][1] == {"text": "no idea", "reward": 0.0, "status": "no_answer", "advantage": -0.7}
 
@@ -62,7 +62,7 @@ def test_counts_and_the_file_are_settable(tmp_path: Path) -> None:
     trainer = FakeTrainer(tmp_path)
     run(RolloutLogger(every_n_rollouts=1, prompts=2, file=False), trainer, rollouts=1)
     assert EventAccumulator(trainer.log_dir).Reload().Tags()["images"] == ["rollouts/0", "rollouts/1"]
-    assert not (Path(trainer.log_dir) / "rollouts.jsonl").exists()
+    assert not (Path(str(trainer.log_dir)) / "rollouts.jsonl").exists()
     assert table(group(), completions=1).count("\n| 1.00") == 1
     assert "no idea" not in table(group(), completions=1)
 

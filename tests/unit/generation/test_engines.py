@@ -23,7 +23,7 @@ def backbone() -> Backbone:
     torch.manual_seed(0)
     model = tiny_backbone()
     with torch.no_grad():
-        model.lm_head.weight.mul_(4.0)
+        next(model.lm_head.parameters()).mul_(4.0)
     return model.eval()
 
 
