@@ -14,16 +14,20 @@ SMALL: dict[str, Any] = {"max_tokens_per_micro_batch": 120}
 
 
 def assert_same_path(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Both runs agree up to float32 rounding, which Adam and the clip carry from step to step."""
+    """Both runs agree up to float32 rounding, which Adam carries from step to step.
+
+    Measured over both modules and all strategies: logged values differ by at most 5e-6 of themselves, the sum of a
+    weight by 4e-5. The bounds leave a factor of ten for other processors.
+    """
     assert one["steps"] == other["steps"]
     for ours, theirs in zip(one["logged"], other["logged"], strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            assert theirs[name] == pytest.approx(value, rel=2e-3, abs=2e-4), name
+            assert theirs[name] == pytest.approx(value, rel=5e-5, abs=1e-6), name
     for name, (total, norm) in one["weights"].items():
         name = name.replace("_orig_mod.", "")  # noqa: PLW2901
-        assert other["weights"][name][1] == pytest.approx(norm, rel=1e-4, abs=1e-4), name
-        assert other["weights"][name][0] == pytest.approx(total, rel=1e-3, abs=5e-2), name
+        assert other["weights"][name][1] == pytest.approx(norm, rel=1e-5, abs=4e-5), name
+        assert other["weights"][name][0] == pytest.approx(total, abs=4e-4), name
 
 
 @pytest.fixture(scope="module", params=["sft", "grpo"])
