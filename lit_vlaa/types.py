@@ -9,9 +9,9 @@ The path: a file's row -> `Record` -> `Sample` -> `Prompt` -> `Completion` -> `R
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Kind = Literal["digit", "mcq", "math", "iou", "open_ended"]
-"""The five verifiers of the mixed reward (paper, section on mixed reward)."""
+Kind = str
+"""Names the verifier that scores a row: one of `KINDS`, or one that the user adds (`--model.verifiers`)."""
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = ("digit", "mcq", "math", "iou", "open_ended")
+"""The five verifiers of the mixed reward (paper, section on mixed reward)."""
 
 BoxSpace = Literal["normalized", "qwen2_5_vl", "qwen2_vl"]
 """How a policy writes boxes: fractions of the image, pixels of the image as fed, or thousandths."""
@@ -285,6 +286,10 @@ class RewardRequest:
     box_space: BoxSpace = "normalized"
     image_size: tuple[int, int] | None = None
     """(width, height) in pixels of the image as fed to the model."""
+    id: str = ""
+    """Of the row: tells rows with the same question and other images apart."""
+    images: Callable[[], tuple[Image, ...]] | None = field(default=None, compare=False, repr=False)
+    """Opens the row's images, for scorers that look at them; None where no images are at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,4 +335,24 @@ class Scorer(Protocol):
     """A model of answer quality for open-ended questions."""
 
     def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
-        """Scores `answers[i]` for `requests[i]`; None where this scorer failed."""
+        """Scores `answers[i]` for `requests[i]`; None where this scorer failed. Raises only if it cannot be used at all."""
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A scorer that can tell before the run whether it will work."""
+
+    def prepare(self) -> None:
+        """Loads, connects or looks whether that is possible.
+
+        Raises:
+            ValueError: If the scorer cannot be used; the message names the flag and the remedy.
+        """
+
+
+Verifier = Callable[[str, RewardRequest], float]
+"""Judges one answer of its kind: (content of the answer block, request) -> value in [0, 1].
+
+Raises `rewards.errors.UnparsableTruthError` for a ground truth that it cannot read. Any other exception and any other
+value count as a failed verification, never as a wrong answer. It runs in the trainer's process on hostile text.
+"""

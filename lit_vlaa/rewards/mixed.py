@@ -16,7 +16,7 @@ from typing import Literal
 from lit_vlaa.answers import extract_answer
 from lit_vlaa.rewards import digit, iou, math, mcq, open_ended
 from lit_vlaa.rewards.errors import UnparsableTruthError
-from lit_vlaa.rewards.scorers import LexicalScorer, SimilarityScorer
+from lit_vlaa.rewards.scorers import LexicalScorer, similarity_baseline
 from lit_vlaa.rewards.workers import MathPool
 from lit_vlaa.types import KINDS, RewardRequest, RewardResult, RewardStatus, Scorer
 
@@ -72,14 +72,14 @@ class MixedReward:
         self.config = config or RewardConfig()
         self.scorer: Scorer = scorer or LexicalScorer()
         baseline = self.config.open_ended_baseline
-        similarity = isinstance(self.scorer, SimilarityScorer)
-        if similarity and baseline == "reference":
+        similarity = similarity_baseline(self.scorer)
+        if similarity is not None and baseline == "reference":
             raise ValueError(
                 f"open_ended_baseline='reference' would pay nothing with {type(self.scorer).__name__}, which measures "
                 "similarity to the reference; use 'auto' or a number"
             )
         if baseline == "auto":
-            baseline = self.scorer.similarity_baseline if isinstance(self.scorer, SimilarityScorer) else "reference"
+            baseline = "reference" if similarity is None else similarity
         self._baseline: float | None = None if baseline == "reference" else float(baseline)
         """The fixed baseline, None for the reference's own score."""
         self._pool = MathPool(

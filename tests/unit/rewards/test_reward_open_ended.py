@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lit_vlaa.rewards.open_ended import escape_template_tokens, score
-from lit_vlaa.rewards.scorers import LexicalScorer, SimilarityScorer
+from lit_vlaa.rewards.scorers import LexicalScorer, similarity_baseline
 from lit_vlaa.types import RewardRequest
 
 
@@ -74,4 +74,5 @@ def test_lexical_scorer_scale_and_missing_truth() -> None:
 
 
 def test_lexical_scorer_says_that_it_measures_similarity() -> None:
-    assert isinstance(LexicalScorer(), SimilarityScorer)
+    assert similarity_baseline(LexicalScorer()) == 4
+    assert similarity_baseline(object()) is None

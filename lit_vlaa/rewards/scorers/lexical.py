@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_vlaa.types import RewardRequest
 
 MAX_CHARS = 4000
 """What is compared of a text; the rest is cut."""
-
-
-@runtime_checkable
-class SimilarityScorer(Protocol):
-    """A `Scorer` that measures similarity to the reference, and so can never rate an answer above the reference."""
-
-    similarity_baseline: float
-    """What stands for `s(y)` in the reward's formula."""
-
-    def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
-        """Scores `answers[i]` by its similarity to `requests[i].truth`."""
 
 
 class LexicalScorer:
