@@ -43,8 +43,9 @@ class Encoder:
             BadRecord: If an image cannot be read.
         """
         images = open_images(record, image_root=self.image_root, max_pixels=self.max_image_pixels)
-        messages = build_messages(record, self.prompt)
-        return self.processor.encode(Sample(record, messages, images, self.prompt.box_space))
+        space = self.prompt.resolve_box_space(self.processor.box_space)
+        messages = build_messages(record, self.prompt, box_space=space)
+        return self.processor.encode(Sample(record, messages, images, space))
 
 
 class _Rows:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,8 @@ Split = Literal["sft", "grpo"]
 OnBadRecord = Literal["error", "skip"]
 
 _MAX_META_CHARS = 1 << 20
+
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 class RecordReader:
@@ -167,10 +170,9 @@ class _Row:
                     "verifier_type", "missing, and neither image nor id names a known source to infer it from"
                 )
             return kind
-        for kind in KINDS:
-            if value == kind:
-                return kind
-        raise self._bad("verifier_type", f"expected one of {', '.join(KINDS)}", value)
+        if not isinstance(value, str) or not _KIND.fullmatch(value):
+            raise self._bad("verifier_type", f"expected one of {', '.join(KINDS)}, or the name of your own", value)
+        return value
 
     def _truth(self, kind: Kind) -> str:
         value = self.row.get("gt")
@@ -178,6 +180,8 @@ class _Row:
             return ""
         if kind == "iou":
             return self._box(value)
+        if kind not in KINDS and isinstance(value, list | dict):
+            return self._encodable("gt", json.dumps(value, ensure_ascii=False))
         if not isinstance(value, list):
             return self._scalar(value)
         texts = list(dict.fromkeys(self._scalar(item) for item in value))

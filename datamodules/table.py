@@ -18,7 +18,7 @@ from datasets.arrow_writer import ArrowWriter
 from datamodules.records import OnBadRecord, RecordReader, Split
 from lit_vlaa.types import Record
 
-_FORMAT = 1
+_FORMAT = 2
 _TEXT = Value("string")
 _FEATURES = Features(
     {

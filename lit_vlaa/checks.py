@@ -41,6 +41,10 @@ class UsageError(Exception):
         self.local = local
 
 
+class RunStoppedError(Exception):
+    """A run that saved a checkpoint and ended itself; the message gives the reason and how to go on."""
+
+
 def find_problems(config: Mapping[str, Any]) -> list[str]:
     """Looks for what would fail later, and less clearly.
 

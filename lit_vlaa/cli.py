@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.checks import RunStoppedError, UsageError, one_line
 
 RUNS = {
     "fit": "train a model",
@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments after `lit-vlaa`; None takes those of the process.
 
     Returns:
-        The exit code: 0 when all went well, 2 when the arguments cannot work.
+        The exit code: 0 when all went well, 1 when a run stopped itself, 2 when the arguments cannot work.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -70,12 +70,19 @@ def main(args: Sequence[str] | None = None) -> int:
     except UsageError as error:
         if os.environ.get("LIT_VLAA_DEBUG"):
             raise
-        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0")))
-        if error.local or rank == "0":
+        if error.local or _first_rank():
             sys.stderr.writelines(f"lit-vlaa: error: {problem}\n" for problem in error.problems)
         return 2
+    except RunStoppedError as stopped:
+        if _first_rank():
+            sys.stderr.write(f"lit-vlaa: stopped: {stopped}\n")
+        return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))) == "0"
 
 
 def _dispatch(words: list[str]) -> int:

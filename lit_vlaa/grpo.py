@@ -10,9 +10,7 @@ Departures from the paper (section on RL training):
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -22,24 +20,18 @@ from lit_vlaa.backbone import Backbone, BackboneConfig
 from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.kl import k3
 from lit_vlaa.losses import clipped_surrogate, sequence_mean
-from lit_vlaa.metrics import RankMeans, RewardStats
+from lit_vlaa.metrics import RankMeans, RewardStats, timed
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.policy import PolicyModule
-from lit_vlaa.rewards.mixed import MixedReward, RewardConfig
-from lit_vlaa.rollout import Rollout, request_for, score
+from lit_vlaa.reward_guard import RewardGuard
+from lit_vlaa.rewards.config import RewardConfig
+from lit_vlaa.rewards.mixed import MixedReward
+from lit_vlaa.rollout import OpenImages, Rollout, request_for, rollout_means, score
 from lit_vlaa.sequences import assemble, unflatten
-from lit_vlaa.types import KINDS, PromptBatch, SamplingParams, Scorer
+from lit_vlaa.types import Kind, PromptBatch, SamplingParams, Scorer, Verifier
 
-_ROLLOUT_MEANS = (
-    "reward/mean",
-    *(f"reward/{kind}" for kind in KINDS),
-    "reward/failed",
-    "rollout/length",
-    "rollout/truncated",
-    "rollout/no_answer",
-    "rollout/zero_variance",
-)
 _ORIGIN = "reference_policy"
+_SCORES = "reference_scores"
 _POLICY_MEANS = ("policy/loss", "policy/kl", "policy/clipped", "policy/ratio", "policy/entropy", "policy/sampler_gap")
 
 
@@ -58,6 +50,7 @@ class GRPOModule(PolicyModule):
         init_from: str | None = None,
         reward: RewardConfig = RewardConfig(),
         scorer: Scorer | None = None,
+        verifiers: dict[Kind, Verifier] | None = None,
         generator: Generator | None = None,
         sampling: SamplingParams = SamplingParams(max_new_tokens=800, temperature=0.8),
         group_size: int = 4,
@@ -80,6 +73,8 @@ class GRPOModule(PolicyModule):
                 that you trust; also the reference policy.
             reward: Settings of the mixed reward.
             scorer: Judge of open-ended answers; null takes the embedded lexical one.
+            verifiers: Reward kinds of your own: the name in the rows' `verifier_type`, and the function that judges an
+                answer (`lit_vlaa.types.Verifier`), such as `{color: my_rewards.color.score}`.
             generator: Rollout engine; null takes the cached one.
             sampling: How completions are drawn, in training and in evaluation.
             group_size: Completions a prompt (paper: 4).
@@ -121,7 +116,8 @@ class GRPOModule(PolicyModule):
                 raise ValueError(f"--model.{name} must be 0 or positive, got {number}")
         if sampling.temperature == 0:
             raise ValueError("--model.sampling.temperature must be positive for GRPO: greedy groups have no variance")
-        self.reward = MixedReward(reward, scorer)
+        self.reward = MixedReward(reward, scorer, verifiers)
+        self.guard = RewardGuard(self.reward)
         self.group_size = group_size
         self.train_batch_size = train_batch_size
         self.num_iterations = num_iterations
@@ -129,7 +125,7 @@ class GRPOModule(PolicyModule):
         self.clip_high = clip_high
         self.beta = beta
         self.old_logprobs = old_logprobs
-        self.eval_stats = RewardStats()
+        self.eval_stats = RewardStats(self.guard.kinds)
         # Held in a list so that it is no submodule: it has no place in checkpoints, optimiser or DDP.
         self._reference: list[Backbone] = []
 
@@ -147,6 +143,14 @@ class GRPOModule(PolicyModule):
             )
         return self.num_iterations * (rollout // self.train_batch_size)
 
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Finds out before any work whether the rows' kinds can be scored and whether the scorer answers.
+
+        Raises:
+            ValueError: If not; the message names the flag and the remedy.
+        """
+        self.guard.prepare(getattr(self.trainer.datamodule, "kinds_in_use", {}))  # type: ignore[attr-defined]
+
     def configure_model(self) -> None:
         """Builds policy and, for training with `beta` above 0, the frozen reference."""
         super().configure_model()
@@ -156,9 +160,10 @@ class GRPOModule(PolicyModule):
             self._reference.append(reference if self.device_mesh is not None else reference.to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes where the run started from: the reference policy is built from there again when it resumes."""
+        """Notes where the run started from, to build the reference policy again, and the references' scores."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[_ORIGIN] = self._origin()
+        checkpoint[_SCORES] = self.guard.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with another reference policy.
@@ -166,6 +171,7 @@ class GRPOModule(PolicyModule):
         Raises:
             ValueError: If the run started from other weights; the message says what to give.
         """
+        self.guard.load_state(checkpoint.get(_SCORES, {}))
         origin = checkpoint.get(_ORIGIN)
         if origin is not None and origin != self._origin() and self.trainer.training and self.beta > 0:
             given = " ".join(f"--model.{name} {value or 'null'}" for name, value in origin.items())
@@ -177,23 +183,29 @@ class GRPOModule(PolicyModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
         """One rollout and its optimiser steps."""
         seconds: dict[str, float] = {}
-        with _timed(seconds, "generate"):
+        with timed(seconds, "generate"):
             groups = self.complete(batch.prompts, group_size=self.group_size)
-        with _timed(seconds, "reward"):
-            rollout = score(batch.prompts, groups, decode=self.processor.decode, reward=self.reward)
+        with timed(seconds, "reward"):
+            rollout = score(
+                batch.prompts,
+                groups,
+                decode=self.processor.decode,
+                reward=self.reward,
+                open_images=self._open_images,
+            )
         steps = self.steps_per_batch()
         rows = range(len(rollout.completions))
         old = [completion.logprobs for completion in rollout.completions]
         if steps > 1 and self.old_logprobs == "learner":
-            with _timed(seconds, "old_logprobs"):
+            with timed(seconds, "old_logprobs"):
                 old = self._score_rows(self.backbone, rollout, rows)
         reference: list[Tensor] | None = None
         if self._reference:
-            with _timed(seconds, "reference"):
+            with timed(seconds, "reference"):
                 reference = self._score_rows(self._reference[0], rollout, rows)
         means = RankMeans(_POLICY_MEANS)
         norms: list[float] = []
-        with _timed(seconds, "update"):
+        with timed(seconds, "update"):
             for chunk in self._chunks(rows):
                 if 0 < self.trainer.max_steps <= self.global_step:
                     break
@@ -201,7 +213,8 @@ class GRPOModule(PolicyModule):
                 norms.append(self._update(rollout, chunk, None if steps == 1 else old, reference, means))
         tokens = sum(completion.token_ids.numel() for completion in rollout.completions)
         total_tokens = float(self.sum_over_ranks(torch.tensor(float(tokens))))
-        values = self._rollout_means(rollout).reduce(self.sum_over_ranks) | means.reduce(self.sum_over_ranks)
+        values = rollout_means(rollout, self.guard.kinds).reduce(self.sum_over_ranks)
+        values |= means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
         self.log_train(
             {
                 **values,
@@ -215,6 +228,14 @@ class GRPOModule(PolicyModule):
         )
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
         return {"rollout": rollout.groups()}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Ends the run, with a checkpoint, where the reward has come to nothing.
+
+        Raises:
+            RunStopped: If more verifications failed than `reward.max_failed` allows.
+        """
+        self.guard.stop_if_decided(self.trainer)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Reward of one completion a held-out prompt, drawn as in training."""
@@ -236,6 +257,10 @@ class GRPOModule(PolicyModule):
         """Ends the reward's worker processes."""
         self.reward.close()
 
+    @property
+    def _open_images(self) -> OpenImages | None:
+        return getattr(self.trainer.datamodule, "open_images", None)  # type: ignore[attr-defined]
+
     def _update(
         self,
         rollout: Rollout,
@@ -245,7 +270,9 @@ class GRPOModule(PolicyModule):
         means: RankMeans,
     ) -> float:
         judged = rollout.valid.flatten()
-        sequences = float(self.sum_over_ranks(judged[list(rows)].sum().float()).clamp(min=1))
+        sequences = float(self.sum_over_ranks(judged[list(rows)].sum().float()))
+        if not sequences:
+            return 0.0  # nothing was judged; a step on no gradient would still move weights by momentum and decay
 
         def loss_of(part: range) -> Tensor:
             chosen = [rows[index] for index in part]
@@ -300,24 +327,11 @@ class GRPOModule(PolicyModule):
     def _gathered(self, per_row: Sequence[Tensor], rows: Sequence[int], mask: Tensor) -> Tensor:
         return unflatten(torch.cat([per_row[row] for row in rows]).to(mask.device), mask)
 
-    def _rollout_means(self, rollout: Rollout) -> RankMeans:
-        means = RankMeans(_ROLLOUT_MEANS)
-        for completion, result in zip(rollout.completions, rollout.results, strict=True):
-            if result.judged:
-                means.add("reward/mean", result.value, 1)
-                means.add(f"reward/{result.kind}", result.value, 1)
-            means.add("reward/failed", not result.judged, 1)
-            means.add("rollout/no_answer", result.status == "no_answer", 1)
-            means.add("rollout/length", completion.token_ids.numel(), 1)
-            means.add("rollout/truncated", completion.finish == "length", 1)
-        flat = rollout.flat_groups()
-        means.add("rollout/zero_variance", flat.sum(), flat.numel())
-        return means
-
     def _evaluate(self, batch: PromptBatch) -> None:
         groups = self.complete(batch.prompts, group_size=1, step=0)
         texts = [self.processor.decode(group[0].token_ids) for group in groups]
-        results = self.reward([request_for(p, text) for p, text in zip(batch.prompts, texts, strict=True)])
+        pairs = zip(batch.prompts, texts, strict=True)
+        results = self.reward([request_for(prompt, text, self._open_images) for prompt, text in pairs])
         for prompt, result in zip(batch.prompts, results, strict=True):
             if not prompt.padding:
                 self.eval_stats.update(result.kind, result.value if result.judged else None)
@@ -326,12 +340,3 @@ class GRPOModule(PolicyModule):
         values = self.eval_stats.compute()
         self.eval_stats.reset()
         self.log_dict({**{f"{stage}/{name}": value for name, value in values.items()}, "step": float(self.global_step)})
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started

@@ -1,8 +1,10 @@
-"""Numbers over all ranks: means with weights for training, reward statistics for evaluation."""
+"""Numbers of a run: means with weights over all ranks, reward statistics for evaluation, seconds by phase."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,11 +39,16 @@ class RewardStats(Metric):
 
     full_state_update = False
 
-    def __init__(self) -> None:
-        """Starts empty."""
+    def __init__(self, kinds: Sequence[Kind] = KINDS) -> None:
+        """Starts empty.
+
+        Args:
+            kinds: Every kind that may occur, the same on every rank.
+        """
         super().__init__()
+        self.kinds = tuple(kinds)
         for name in ("count", "total", "squares", "failed"):
-            self.add_state(name, default=torch.zeros(len(KINDS), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, default=torch.zeros(len(self.kinds), dtype=torch.float64), dist_reduce_fx="sum")
         self.count: Tensor
         self.total: Tensor
         self.squares: Tensor
@@ -49,7 +56,7 @@ class RewardStats(Metric):
 
     def update(self, kind: Kind, reward: float | None) -> None:
         """Adds one row: its mean reward over samples, or None when no sample could be judged."""
-        index = KINDS.index(kind)
+        index = self.kinds.index(kind)
         if reward is None:
             self.failed[index] += 1
             return
@@ -58,15 +65,30 @@ class RewardStats(Metric):
         self.squares[index] += reward**2
 
     def compute(self) -> dict[str, float]:
-        """`reward`, `stderr`, `n`, `failed`, and `reward/<kind>` and `n/<kind>` for each kind that occurred."""
+        """`reward`, `stderr`, `n`, `failed`, and `reward/<kind>` and `n/<kind>` for each kind that occurred.
+
+        `failed/<kind>` is there for each kind with failures.
+        """
         count = float(self.count.sum())
         result = {"n": count, "failed": float(self.failed.sum())}
         if count:
             mean = float(self.total.sum()) / count
             variance = max(0.0, float(self.squares.sum()) - count * mean**2) / max(1.0, count - 1)
             result |= {"reward": mean, "stderr": (variance / count) ** 0.5}
-        for index, kind in enumerate(KINDS):
+        for index, kind in enumerate(self.kinds):
             if self.count[index] > 0:
                 result[f"reward/{kind}"] = float(self.total[index] / self.count[index])
                 result[f"n/{kind}"] = float(self.count[index])
+            if self.failed[index] > 0:
+                result[f"failed/{kind}"] = float(self.failed[index])
         return result
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the wall-clock seconds of its body to `seconds[phase]`, work on an accelerator included."""
+    started = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from lit_vlaa.types import BoxSpace, ImagePart, Kind, Message, Record, TextPart
 
@@ -52,34 +53,40 @@ class PromptConfig:
         system_prompt: First turn of every chat; empty for none.
         instructions: Line after the question, by source (`docvqa`) or by kind (`mcq`), source first; an empty text for
             no line. What is not named keeps its default.
-        box_space: How the model is asked to write boxes and how they are read: `normalized` (fractions of the image),
-            `qwen2_5_vl` (pixels of the image as fed) or `qwen2_vl` (thousandths).
+        box_space: How the model is asked to write boxes and how they are read: `normalized` (fractions of the image, as
+            in the data's own responses), `qwen2_5_vl` (pixels of the image as fed), `qwen2_vl` (thousandths), or `auto`
+            for what the backbone was pretrained to write. Take the same in SFT and in the GRPO that follows it.
     """
 
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     instructions: dict[str, str] = field(default_factory=dict)
-    box_space: BoxSpace = "normalized"
+    box_space: BoxSpace | Literal["auto"] = "normalized"
+
+    def resolve_box_space(self, native: BoxSpace) -> BoxSpace:
+        """The space to use with a backbone that was pretrained to write boxes in `native`."""
+        return native if self.box_space == "auto" else self.box_space
 
 
-def instruction_for(record: Record, config: PromptConfig) -> str:
-    """Returns the line to append to `record`'s question; empty for none."""
-    default = BOX_INSTRUCTIONS[config.box_space] if record.kind == "iou" else KIND_INSTRUCTIONS[record.kind]
+def instruction_for(record: Record, config: PromptConfig, box_space: BoxSpace) -> str:
+    """Returns the line to append to `record`'s question; empty for none, as for kinds of the user's own."""
+    default = BOX_INSTRUCTIONS[box_space] if record.kind == "iou" else KIND_INSTRUCTIONS.get(record.kind, "")
     return config.instructions.get(record.source, config.instructions.get(record.kind, default))
 
 
-def build_messages(record: Record, config: PromptConfig) -> tuple[Message, ...]:
+def build_messages(record: Record, config: PromptConfig, *, box_space: BoxSpace = "normalized") -> tuple[Message, ...]:
     """Writes the chat that asks `record`'s question.
 
     Args:
         record: The row to ask.
-        config: System prompt, instructions and box space.
+        config: System prompt and instructions.
+        box_space: How boxes are asked for (`config.resolve_box_space`).
 
     Returns:
         The system turn (when there is one) and the user turn: one image part for each image, then the question with its
         instruction on a line of its own.
     """
     question = record.question.replace(IMAGE_PLACEHOLDER, "").strip()
-    instruction = instruction_for(record, config)
+    instruction = instruction_for(record, config, box_space)
     text = f"{question}\n{instruction}" if instruction else question
     parts: list[TextPart | ImagePart] = [{"type": "image"} for _ in record.images]
     parts.append({"type": "text", "text": text})

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lit_vlaa.advantages import group_advantages, zero_variance
-from lit_vlaa.types import Completion, Prompt, RewardRequest, RewardResult, ScoredGroup
+from lit_vlaa.metrics import RankMeans
+from lit_vlaa.types import Completion, Kind, Prompt, Record, RewardRequest, RewardResult, ScoredGroup
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+OpenImages = Callable[[Record], "tuple[Image, ...]"]
+"""Opens a record's images as RGB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,7 @@ def score(
     *,
     decode: Callable[[Tensor], str],
     reward: Callable[[Sequence[RewardRequest]], list[RewardResult]],
+    open_images: OpenImages | None = None,
 ) -> Rollout:
     """Scores completions and turns the rewards into advantages.
 
@@ -78,11 +88,12 @@ def score(
         groups: For each prompt its G completions.
         decode: Tokens to text.
         reward: Scores a batch of responses.
+        open_images: Opens a record's images, for scorers that look at them.
     """
     size = len(groups[0])
     completions = tuple(completion for group in groups for completion in group)
     texts = tuple(decode(completion.token_ids) for completion in completions)
-    requests = [request_for(prompts[index // size], text) for index, text in enumerate(texts)]
+    requests = [request_for(prompts[index // size], text, open_images) for index, text in enumerate(texts)]
     results = tuple(reward(requests))
     rewards = torch.tensor([result.value for result in results]).view(-1, size)
     valid = torch.tensor([result.judged for result in results]).view(-1, size)
@@ -97,14 +108,41 @@ def score(
     )
 
 
-def request_for(prompt: Prompt, response: str) -> RewardRequest:
+def request_for(prompt: Prompt, response: str, open_images: OpenImages | None = None) -> RewardRequest:
     """What the reward needs to judge one response to `prompt`."""
+    record = prompt.record
     return RewardRequest(
         response=response,
-        kind=prompt.record.kind,
-        truth=prompt.record.truth,
-        question=prompt.record.question,
-        source=prompt.record.source,
+        kind=record.kind,
+        truth=record.truth,
+        question=record.question,
+        source=record.source,
         box_space=prompt.box_space,
         image_size=prompt.image_sizes[0] if prompt.image_sizes else None,
+        id=record.id,
+        images=None if open_images is None or not record.images else partial(open_images, record),
     )
+
+
+def rollout_means(rollout: Rollout, kinds: Sequence[Kind]) -> RankMeans:
+    """Means of one rank's rollout: `reward/*` over completions with a verdict, `rollout/*` over all.
+
+    Args:
+        rollout: A scored rollout.
+        kinds: Every kind that may occur, the same on every rank.
+    """
+    means = RankMeans(["reward/mean", *(f"reward/{kind}" for kind in kinds), "reward/failed", *_OVER_ALL])
+    for completion, result in zip(rollout.completions, rollout.results, strict=True):
+        if result.judged:
+            means.add("reward/mean", result.value, 1)
+            means.add(f"reward/{result.kind}", result.value, 1)
+        means.add("reward/failed", not result.judged, 1)
+        means.add("rollout/no_answer", result.status == "no_answer", 1)
+        means.add("rollout/length", completion.token_ids.numel(), 1)
+        means.add("rollout/truncated", completion.finish == "length", 1)
+    flat = rollout.flat_groups()
+    means.add("rollout/zero_variance", flat.sum(), flat.numel())
+    return means
+
+
+_OVER_ALL = ("rollout/length", "rollout/truncated", "rollout/no_answer", "rollout/zero_variance")

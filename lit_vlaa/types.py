@@ -324,6 +324,9 @@ class ScoredGroup:
 class ChatProcessor(Protocol):
     """What the data modules need of a backbone's processor: `Sample` in, tokens out. Survives pickling to workers."""
 
+    box_space: BoxSpace
+    """How the backbone was pretrained to write boxes."""
+
     def encode(self, sample: Sample) -> Prompt:
         """Applies the chat template, tokenises, prepares the images."""
 
@@ -335,7 +338,7 @@ class Scorer(Protocol):
     """A model of answer quality for open-ended questions."""
 
     def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
-        """Scores `answers[i]` for `requests[i]`; None where this scorer failed. Raises only if it cannot be used at all."""
+        """Scores `answers[i]` for `requests[i]`; None where this scorer failed."""
 
 
 @runtime_checkable

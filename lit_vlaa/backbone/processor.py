@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.hub import cached_file
 
 from lit_vlaa.backbone.config import BackboneConfig
 from lit_vlaa.sequences import mrope_positions
-from lit_vlaa.types import Message, Prompt, Sample
+from lit_vlaa.types import BoxSpace, Message, Prompt, Sample
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+
+BOX_SPACES: Mapping[str, BoxSpace] = MappingProxyType({"qwen2_5_vl": "qwen2_5_vl", "qwen2_vl": "qwen2_vl"})
+"""How each model type was pretrained to write boxes; the embedded tiny model learns from fractions alone."""
+
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 class Processor:
     """Turns samples into tokens and back (implements `lit_vlaa.types.ChatProcessor`)."""
 
-    def __init__(self, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil) -> None:
+    def __init__(
+        self, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil, *, box_space: BoxSpace = "normalized"
+    ) -> None:
         """Wraps a tokenizer that has Qwen's special tokens and a chat template, and an image processor.
+
+        Args:
+            tokenizer: A transformers tokenizer.
+            image_processor: Cuts images into patches.
+            box_space: How the model was pretrained to write boxes.
 
         Raises:
             ValueError: If the tokenizer lacks a token or the template.
@@ -44,6 +56,7 @@ class Processor:
             raise ValueError("it has no chat template; add a chat_template.jinja or a chat_template.json")
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.box_space = box_space
         self.image_token_id: int = vocabulary["<|image_pad|>"]
         self.end_token_id: int = vocabulary["<|im_end|>"]
         self.pad_token_id: int = vocabulary["<|endoftext|>"]
@@ -152,7 +165,8 @@ def load_processor(config: BackboneConfig) -> Processor:
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(
             config.path, revision=config.revision or "main", **limits
         )
-        return Processor(tokenizer, image_processor)
+        model_type = AutoConfig.from_pretrained(config.path, **source).model_type
+        return Processor(tokenizer, image_processor, box_space=BOX_SPACES.get(model_type, "normalized"))
 
 
 def _processor_template(config: BackboneConfig) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ from helpers.modules import (
     train,
 )
 from helpers.samples import tiny_backbone
+from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.grpo import GRPOModule
-from lit_vlaa.rewards.mixed import RewardConfig
+from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.types import Completion, RewardRequest, RewardResult
 
 SHARED = {
@@ -96,7 +98,7 @@ def plain() -> dict[str, Any]:
 
 
 def test_no_option_is_left_untested() -> None:
-    assert set(inspect.signature(GRPOModule).parameters) == SHARED | set(CHANGES) | {"scorer"}
+    assert set(inspect.signature(GRPOModule).parameters) == SHARED | set(CHANGES) | {"scorer", "verifiers"}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -137,6 +139,59 @@ def test_the_scorer_judges_open_ended_answers() -> None:
     asked = [RewardRequest(f"<answer>{text}</answer>", "open_ended", "other") for text in ("good", "bad")]
     good, bad = module.reward(asked)
     assert good.value > bad.value
+
+
+def test_a_verifier_of_ones_own_judges_its_kind() -> None:
+    module = make_module("grpo", verifiers={"words": lambda answer, request: float(answer == request.truth)})
+    assert isinstance(module, GRPOModule)
+    good, bad = module.reward([RewardRequest(f"<answer>{text}</answer>", "words", "red") for text in ("red", "blue")])
+    assert (good.value, bad.value) == (1.0, 0.0)
+
+
+def test_a_kind_that_nothing_scores_is_refused_before_any_work() -> None:
+    data = InMemoryData("grpo")
+    data.kinds_in_use = {"words": "rows.json:7"}  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"rows.json:7: nothing scores verifier_type 'words'.*--model.verifiers"):
+        fit(make_module("grpo"), data)
+
+
+def test_a_scorer_that_cannot_work_is_refused_before_any_work() -> None:
+    class Unreachable:
+        def __call__(self, requests: Any, answers: Any) -> list[float | None]:  # noqa: ARG002
+            return [None for _ in answers]
+
+        def prepare(self) -> None:
+            raise ValueError("no answer from the judge")
+
+    with pytest.raises(ValueError, match="no answer from the judge"):
+        fit(make_module("grpo", scorer=Unreachable()), InMemoryData("grpo"))
+    data = InMemoryData("grpo")
+    data.kinds_in_use = {"digit": "rows.json:1"}  # type: ignore[attr-defined]  # no row needs the scorer
+    fit(make_module("grpo", scorer=Unreachable()), data, limit_train_batches=1)
+
+
+def test_without_any_verdict_nothing_moves() -> None:
+    outcome = run("timeout", optim={"lr": 1e-3, "weight_decay": 0.5}, reward=RewardConfig(max_failed=1.0))
+    assert outcome["weights"] == start()
+    assert outcome["logged"][0]["failed/digit"] == 1.0
+    assert outcome["logged"][0]["failed/timeout"] == 1.0
+
+
+def test_too_many_failures_save_a_checkpoint_and_stop(tmp_path: Path) -> None:
+    # Four prompts with four completions each; every other one fails.
+    reward = RewardConfig(max_failed=0.4, failed_window=20)
+    module = make_module("grpo", reward=reward)
+    module.reward = Verdicts("ok", "verifier_error")  # type: ignore[assignment]
+    with pytest.raises(RunStoppedError, match=r"16 of the latest 32 digit completions .*stopped.ckpt"):
+        fit(module, InMemoryData("grpo"), limit_train_batches=3, default_root_dir=tmp_path)
+    assert module.trainer.global_step == 4  # two rollouts of two steps
+    path = tmp_path / "checkpoints" / "stopped.ckpt"
+    whole = fit(make_module("grpo"), InMemoryData("grpo"), limit_train_batches=3)
+    assert whole["steps"] == 6
+    mended = make_module("grpo")
+    trainer = quiet_trainer(limit_train_batches=3)
+    trainer.fit(mended, datamodule=InMemoryData("grpo"), ckpt_path=path)
+    assert trainer.global_step == 6
 
 
 def test_group_size_is_the_number_of_completions() -> None:

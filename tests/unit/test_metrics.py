@@ -45,7 +45,7 @@ def test_means_take_no_gradient_and_know_their_names() -> None:
 def test_reward_statistics_by_hand() -> None:
     stats = RewardStats()
     for kind, reward in (("digit", 1.0), ("digit", 0.0), ("iou", 0.4), ("math", None), ("digit", None)):
-        stats.update(kind, reward)  # type: ignore[arg-type]
+        stats.update(kind, reward)
     result = stats.compute()
     # Mean 1.4 / 3; standard error: sqrt(variance / 3) with the variance of (1, 0, 0.4) over n - 1.
     assert result == {
@@ -57,7 +57,15 @@ def test_reward_statistics_by_hand() -> None:
         "n/digit": 2.0,
         "reward/iou": pytest.approx(0.4),
         "n/iou": 1.0,
+        "failed/digit": 1.0,
+        "failed/math": 1.0,
     }
+
+
+def test_reward_statistics_of_a_kind_of_ones_own() -> None:
+    stats = RewardStats(("digit", "words"))
+    stats.update("words", 0.5)
+    assert stats.compute()["reward/words"] == 0.5
 
 
 def test_standard_error_equals_the_standard_librarys() -> None:
@@ -85,7 +93,7 @@ def test_without_verdicts_there_is_no_mean() -> None:
     stats = RewardStats()
     assert stats.compute() == {"n": 0.0, "failed": 0.0}
     stats.update("math", None)
-    assert stats.compute() == {"n": 0.0, "failed": 1.0}
+    assert stats.compute() == {"n": 0.0, "failed": 1.0, "failed/math": 1.0}
     stats.reset()
     assert stats.compute() == {"n": 0.0, "failed": 0.0}
 

@@ -71,9 +71,21 @@ def test_every_kind_has_an_instruction() -> None:
     ("space", "words"), [("normalized", "fraction"), ("qwen2_5_vl", "pixels"), ("qwen2_vl", "1000")]
 )
 def test_boxes_are_asked_for_in_the_box_space(space: BoxSpace, words: str) -> None:
-    text = user_text(record("iou", "coco"), PromptConfig(box_space=space))
+    (_, user) = build_messages(record("iou", "coco"), PromptConfig(), box_space=space)
+    text = str(user["content"][-1].get("text"))
     assert words in text.splitlines()[-1]
     assert len(set(BOX_INSTRUCTIONS.values())) == 3
+
+
+def test_auto_takes_what_the_backbone_writes() -> None:
+    assert PromptConfig(box_space="auto").resolve_box_space("qwen2_5_vl") == "qwen2_5_vl"
+    assert PromptConfig(box_space="qwen2_vl").resolve_box_space("qwen2_5_vl") == "qwen2_vl"
+    assert PromptConfig().resolve_box_space("qwen2_5_vl") == "normalized"
+
+
+def test_a_kind_of_ones_own_has_no_instruction_unless_given() -> None:
+    assert user_text(record("words"), PromptConfig()) == "How many?"
+    assert user_text(record("words"), PromptConfig(instructions={"words": "In words."})) == "How many?\nIn words."
 
 
 def test_an_instruction_by_source_wins_over_one_by_kind_and_that_over_the_default() -> None:

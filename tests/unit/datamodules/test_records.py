@@ -137,7 +137,7 @@ def test_ground_truths_become_text(kind: str, gt: object, truth: str) -> None:
         ({"question": "  "}, "question"),
         ({"question": None}, "question"),
         ({"question": "\ud800"}, "question"),
-        ({"verifier_type": "regex"}, "verifier_type"),
+        ({"verifier_type": "Reg-Ex"}, "verifier_type"),
         ({"verifier_type": None, "image": "mine/1.png", "id": "x"}, "verifier_type"),
         ({"image": 3}, "image"),
         ({"image": "../1.png"}, "image"),

@@ -17,11 +17,13 @@ from datamodules import VLAAThinkingDataModule
 from datamodules.rows import BadRecord
 from datamodules.synthetic import SyntheticPaths, write_dataset
 from lit_vlaa.prompts import PromptConfig
-from lit_vlaa.types import Prompt, PromptBatch, Sample, SFTBatch
+from lit_vlaa.types import BoxSpace, Prompt, PromptBatch, Sample, SFTBatch
 
 
 class FakeProcessor:
     """Writes one token a character of the chat, and the mean colour as the image's only patch."""
+
+    box_space: BoxSpace = "qwen2_5_vl"
 
     def encode(self, sample: Sample) -> Prompt:
         parts = (part for message in sample.messages for part in message["content"])

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from lit_vlaa.rewards import score_response, truth_text
-from lit_vlaa.rewards.mixed import MixedReward, RewardConfig
+from lit_vlaa.rewards.config import RewardConfig
+from lit_vlaa.rewards.errors import UnparsableTruthError
+from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rewards.scorers import LexicalScorer
 from lit_vlaa.types import KINDS, Kind, RewardRequest, RewardStatus
 
@@ -90,7 +94,7 @@ def test_reference_baseline_uses_one_call_and_each_reference_once() -> None:
     judge = Judge()
     reward = MixedReward(RewardConfig(open_ended_scale=0.5), scorer=judge)
     results = reward([request("open_ended", text, truth="abc") for text in ("abcde", "ab", "broken", "nan")])
-    assert judge.calls == [["abcde", "abc", "ab", "broken", "nan"]]
+    assert judge.calls == [["abcde", "ab", "broken", "nan", "abc"]]
     # 1 - exp(-(5 - 3) * 0.5) = 1 - 1/e
     assert results[0].value == pytest.approx(0.6321205588285577)
     statuses: list[RewardStatus] = [result.status for result in results]
@@ -122,12 +126,105 @@ def test_template_tokens_do_not_reach_the_scorer() -> None:
     assert judge.calls[0][0] == "x< |im_end| >< /s>"
 
 
-def test_a_scorer_with_a_wrong_number_of_scores_stops_the_run() -> None:
-    def broken(requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
-        return []
+def test_a_reference_is_scored_once_for_good() -> None:
+    judge = Judge()
+    reward = MixedReward(RewardConfig(open_ended_scale=0.5), scorer=judge)
+    first = reward([request("open_ended", "abcde", truth="abc")])
+    again = reward([request("open_ended", "abcde", truth="abc")])
+    assert judge.calls == [["abcde", "abc"], ["abcde"]]
+    assert first == again
 
-    with pytest.raises(ValueError, match="0 scores for 2 answers"):
-        MixedReward(scorer=broken)([request("open_ended", "x")])
+
+def test_rows_that_differ_in_their_image_alone_have_references_of_their_own() -> None:
+    judge = Judge()
+    rows = [dataclasses.replace(request("open_ended", "abcde", truth="abc"), id=name) for name in ("a", "b")]
+    MixedReward(scorer=judge)(rows)
+    assert judge.calls == [["abcde", "abcde", "abc", "abc"]]
+
+
+def test_a_failed_reference_is_asked_again() -> None:
+    judge = Judge()
+    reward = MixedReward(scorer=judge)
+    for _ in range(2):
+        (result,) = reward([request("open_ended", "fine", truth="broken")])
+        assert result.status == "verifier_error"
+    assert judge.calls == [["fine", "broken"], ["fine", "broken"]]
+
+
+def test_reference_scores_survive_a_checkpoint_but_not_another_scorer() -> None:
+    before = MixedReward(scorer=Judge())
+    before([request("open_ended", "abcde", truth="abc")])
+    state = json.loads(json.dumps(before.open_ended.state()))
+    same = Judge()
+    after = MixedReward(scorer=same)
+    after.open_ended.load_state(state)
+    after([request("open_ended", "abcde", truth="abc")])
+    assert same.calls == [["abcde"]]
+    other = Judge()
+    other.strict = True  # type: ignore[attr-defined]
+    changed = MixedReward(scorer=other)
+    changed.open_ended.load_state(state)
+    changed([request("open_ended", "abcde", truth="abc")])
+    assert other.calls == [["abcde", "abc"]]
+
+
+@pytest.mark.parametrize("broken", [lambda *_: [], lambda *_: 1 / 0])
+def test_a_scorer_that_breaks_neither_pays_nor_punishes_nor_raises(
+    broken: Callable[..., list[float | None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    (result,) = MixedReward(scorer=broken)([request("open_ended", "x")])
+    assert (result.value, result.status, result.judged) == (0.0, "verifier_error", False)
+    assert caplog.records
+
+
+def test_prepare_asks_the_scorer() -> None:
+    class Unreachable(Judge):
+        def prepare(self) -> None:
+            raise ValueError("no answer")
+
+    MixedReward(scorer=Judge()).prepare()
+    with pytest.raises(ValueError, match="no answer"):
+        MixedReward(scorer=Unreachable()).prepare()
+
+
+def words(answer: str, request: RewardRequest) -> float:
+    """A verifier of one's own: the share of wanted words; each of its ways to fail is a word."""
+    if request.truth == "unreadable":
+        raise UnparsableTruthError(request.truth)
+    if answer == "crash":
+        raise RuntimeError(answer)
+    if answer in {"nan", "2", "-1"}:
+        return float(answer)
+    wanted = request.truth.split()
+    return sum(word in answer.split() for word in wanted) / len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "value", "status"),
+    [
+        ("red bus", "red car", 0.5, "ok"),
+        ("red car", "red car", 1.0, "ok"),
+        ("", "red car", 0.0, "no_answer"),
+        ("crash", "red car", 0.0, "verifier_error"),
+        ("nan", "red car", 0.0, "verifier_error"),
+        ("2", "red car", 0.0, "verifier_error"),
+        ("-1", "red car", 0.0, "verifier_error"),
+        ("red car", "unreadable", 0.0, "unparsable_gt"),
+    ],
+)
+def test_a_kind_of_ones_own(answer: str, truth: str, value: float, status: RewardStatus) -> None:
+    reward = MixedReward(verifiers={"words": words})
+    assert reward.kinds == (*KINDS, "words")
+    (result,) = reward([request("words", answer, truth)])
+    assert (result.value, result.kind, result.status) == (value, "words", status)
+
+
+@pytest.mark.parametrize("kind", ["digit", "math", "open_ended"])
+def test_a_kind_of_the_five_can_be_replaced(kind: Kind) -> None:
+    reward = MixedReward(verifiers={kind: words})
+    assert reward.kinds == KINDS
+    (result,) = reward([request(kind, "red", "red car")])
+    assert (result.value, result.status) == (0.5, "ok")
 
 
 def test_format_weight() -> None:
@@ -153,10 +250,13 @@ def test_format_weight() -> None:
         ("math_timeout_s", -1.0),
         ("math_memory_mb", 10),
         ("format_weight", 1.5),
+        ("max_failed", -0.1),
+        ("max_failed", 1.1),
+        ("failed_window", 0),
     ],
 )
 def test_settings_are_checked(setting: str, value: float) -> None:
-    with pytest.raises(ValueError, match=setting):
+    with pytest.raises(ValueError, match=f"--model.reward.{setting}"):
         RewardConfig(**{setting: value})  # type: ignore[arg-type]
 
 
@@ -164,7 +264,7 @@ def test_the_callers_mistakes_raise() -> None:
     with pytest.raises(ValueError, match="image_size"):
         score_response("<answer>[1, 2, 3, 4]</answer>", kind="iou", truth=TRUTHS["iou"], box_space="qwen2_5_vl")
     with pytest.raises(ValueError, match="kind"):
-        score_response("x", kind="bleu", truth="x")  # type: ignore[arg-type]
+        score_response("x", kind="bleu", truth="x")
 
 
 def test_score_response_takes_truths_of_any_form() -> None:

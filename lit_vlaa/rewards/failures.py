@@ -1,0 +1,88 @@
+"""Telling a verifier that is down from answers that are wrong: counts of verdicts, and when to stop a run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import get_args
+
+from lit_vlaa.types import Kind, RewardResult, RewardStatus
+
+STATUSES: tuple[RewardStatus, ...] = get_args(RewardStatus)
+FAILURES: tuple[RewardStatus, ...] = tuple(status for status in STATUSES if status not in {"ok", "no_answer"})
+"""The statuses that are no verdict."""
+
+Tally = list[list[int]]
+"""Results by kind (rows, in the order of the kinds) and by status (columns, in the order of `STATUSES`)."""
+
+
+def tally(results: Sequence[RewardResult], kinds: Sequence[Kind]) -> Tally:
+    """Counts results by kind and status."""
+    counts = [[0] * len(STATUSES) for _ in kinds]
+    for result in results:
+        counts[kinds.index(result.kind)][STATUSES.index(result.status)] += 1
+    return counts
+
+
+def shares(counts: Tally, kinds: Sequence[Kind]) -> dict[str, float]:
+    """Shares of completions without a verdict: `failed/<kind>` of the kind's own, `failed/<status>` of all.
+
+    A kind without completions is left out.
+    """
+    result: dict[str, float] = {}
+    total = sum(map(sum, counts))
+    for kind, row in zip(kinds, counts, strict=True):
+        if any(row):
+            result[f"failed/{kind}"] = _failed(row) / sum(row)
+    for status in FAILURES:
+        if total:
+            result[f"failed/{status}"] = sum(row[STATUSES.index(status)] for row in counts) / total
+    return result
+
+
+class FailureWatch:
+    """Notices when one kind's verifier fails too often to go on.
+
+    Args:
+        kinds: All kinds, in the order of the tallies.
+        most: Share in [0, 1] of a kind's completions that may be without a verdict.
+        window: Completions of a kind to look back on at least; with fewer, nothing is said.
+    """
+
+    def __init__(self, kinds: Sequence[Kind], *, most: float, window: int) -> None:
+        self.kinds = tuple(kinds)
+        self.most = most
+        self.window = window
+        self._recent: dict[Kind, deque[list[int]]] = {kind: deque() for kind in kinds}
+
+    def update(self, counts: Tally) -> str | None:
+        """Adds one rollout's counts.
+
+        Returns:
+            Why the run should stop, in one line; None when it should not.
+        """
+        reasons: list[str] = []
+        for kind, row in zip(self.kinds, counts, strict=True):
+            recent = self._recent[kind]
+            if any(row):
+                recent.append(list(row))
+            while recent and sum(map(sum, recent)) - sum(recent[0]) >= self.window:
+                recent.popleft()
+            summed = [sum(column) for column in zip(*recent, strict=True)]
+            total = sum(summed)
+            if total >= self.window and _failed(summed) > self.most * total:
+                by_status = ", ".join(
+                    f"{status} {summed[STATUSES.index(status)]}"
+                    for status in FAILURES
+                    if summed[STATUSES.index(status)]
+                )
+                reasons.append(
+                    f"{_failed(summed)} of the latest {total} {kind} completions had no verdict ({by_status})"
+                )
+        if not reasons:
+            return None
+        return f"{'; '.join(reasons)}; more than --model.reward.max_failed {self.most} allows"
+
+
+def _failed(row: Sequence[int]) -> int:
+    return sum(count for status, count in zip(STATUSES, row, strict=True) if status in FAILURES)

@@ -1,0 +1,122 @@
+"""The open-ended reward over batches: the paper's formula on top of a `Scorer`, with the references' scores kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_vlaa.rewards import open_ended
+from lit_vlaa.rewards.config import RewardConfig
+from lit_vlaa.rewards.scorers import similarity_baseline
+from lit_vlaa.types import RewardRequest, RewardStatus, Scorer
+
+_log = logging.getLogger(__name__)
+
+_KEPT = 2**18
+"""References whose scores are kept."""
+
+
+class OpenEndedVerifier:
+    """Scores answers, and where the baseline needs them their references, in one call of the scorer.
+
+    Args:
+        scorer: Judge of answers; one that fails gives no verdict.
+        config: Scale and baseline.
+
+    Raises:
+        ValueError: If the baseline cannot work with this scorer.
+    """
+
+    def __init__(self, scorer: Scorer, config: RewardConfig) -> None:
+        similarity = similarity_baseline(scorer)
+        baseline = config.open_ended_baseline
+        if similarity is not None and baseline == "reference":
+            raise ValueError(
+                f"--model.reward.open_ended_baseline reference would pay nothing with {type(scorer).__name__}, which "
+                "measures similarity to the reference; use auto or a number"
+            )
+        if baseline == "auto":
+            baseline = "reference" if similarity is None else similarity
+        self.scorer = scorer
+        self.scale = config.open_ended_scale
+        self.baseline: float | None = None if baseline == "reference" else float(baseline)
+        """The fixed baseline, None for the reference's own score."""
+        self._references: OrderedDict[str, float] = OrderedDict()
+
+    def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[tuple[float, RewardStatus]]:
+        """Judges `answers[i]` for `requests[i]`: (value in [0, 1), status)."""
+        keys = [None if self.baseline is not None else _key(request) for request in requests]
+        judged = [i for i, request in enumerate(requests) if self.baseline is not None or request.truth.strip()]
+        chosen = [requests[i] for i in judged]
+        texts = [answers[i] for i in judged]
+        missing: dict[str, int] = {}
+        for i in judged:
+            key = keys[i]
+            if key is not None and key not in self._references and key not in missing:
+                missing[key] = len(texts)
+                chosen.append(requests[i])
+                texts.append(requests[i].truth)
+        scores = self._scores(chosen, [open_ended.escape_template_tokens(text) for text in texts])
+        fresh = {key: scores[place] for key, place in missing.items()}
+        verdicts: list[tuple[float, RewardStatus]] = [(0.0, "unparsable_gt")] * len(requests)
+        for place, i in enumerate(judged):
+            key = keys[i]
+            baseline = self.baseline if key is None else fresh.get(key, self._references.get(key))
+            verdicts[i] = self._verdict(scores[place], baseline)
+        self._keep(fresh)
+        return verdicts
+
+    def state(self) -> dict[str, Any]:
+        """The references' scores, for a checkpoint: an interrupted run goes on with the same numbers."""
+        return {"scorer": _fingerprint(self.scorer), "references": dict(self._references)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes over the scores of `state`, unless another scorer gave them."""
+        if state.get("scorer") == _fingerprint(self.scorer):
+            self._keep(state["references"])
+
+    def _verdict(self, candidate: float | None, baseline: float | None) -> tuple[float, RewardStatus]:
+        if candidate is None or baseline is None:
+            return 0.0, "verifier_error"
+        try:
+            return open_ended.score(candidate, baseline, self.scale), "ok"
+        except ValueError:  # NaN or infinity
+            return 0.0, "verifier_error"
+
+    def _scores(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
+        if not answers:
+            return []
+        try:
+            scores = self.scorer(requests, answers)
+        except Exception:  # noqa: BLE001 - a scorer that breaks is counted as failed, and the run stops if it stays so
+            _log.warning("%s failed on %d answers", type(self.scorer).__name__, len(answers), exc_info=True)
+            return [None] * len(answers)
+        if len(scores) != len(answers):
+            _log.error("%s gave %d scores for %d answers", type(self.scorer).__name__, len(scores), len(answers))
+            return [None] * len(answers)
+        return scores
+
+    def _keep(self, scores: Mapping[str, float | None]) -> None:
+        for key, score in scores.items():
+            if score is not None and abs(score) < float("inf"):
+                self._references[key] = float(score)
+        while len(self._references) > _KEPT:
+            self._references.popitem(last=False)
+
+
+def _key(request: RewardRequest) -> str:
+    text = "\0".join((request.source, request.id, request.question, request.truth))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _fingerprint(scorer: Scorer) -> str:
+    """The scorer's class and settings."""
+    simple = {
+        name: value
+        for name, value in sorted(vars(scorer).items() if hasattr(scorer, "__dict__") else ())
+        if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
+    }
+    return f"{type(scorer).__module__}.{type(scorer).__qualname__} {simple}"
