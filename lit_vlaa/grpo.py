@@ -125,6 +125,7 @@ class GRPOModule(PolicyModule):
         self.clip_high = clip_high
         self.beta = beta
         self.old_logprobs = old_logprobs
+        self._latest: dict[str, float] = {}
         self.eval_stats = RewardStats(self.guard.kinds)
         # Held in a list so that it is no submodule: it has no place in checkpoints, optimiser or DDP.
         self._reference: list[Backbone] = []
@@ -215,17 +216,16 @@ class GRPOModule(PolicyModule):
         total_tokens = float(self.sum_over_ranks(torch.tensor(float(tokens))))
         values = rollout_means(rollout, self.guard.kinds).reduce(self.sum_over_ranks)
         values |= means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
-        self.log_train(
-            {
-                **values,
-                "rollout/step": float(self.trainer.fit_loop.epoch_loop.total_batch_idx + 1),
-                "policy/grad_norm": sum(norms) / len(norms),
-                "optim/lr": learning_rate,
-                "rollout/tokens_per_second": total_tokens / seconds["generate"],
-                **{f"time/{phase}": value for phase, value in seconds.items()},
-                "time/step": sum(seconds.values()),
-            }
-        )
+        self._latest = {
+            **values,
+            "rollout/step": float(self.trainer.fit_loop.epoch_loop.total_batch_idx + 1),
+            "policy/grad_norm": sum(norms) / len(norms),
+            "optim/lr": learning_rate,
+            "rollout/tokens_per_second": total_tokens / seconds["generate"],
+            **{f"time/{phase}": value for phase, value in seconds.items()},
+            "time/step": sum(seconds.values()),
+        }
+        self.log_train(self._latest)
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
         return {"rollout": rollout.groups()}
 
@@ -235,7 +235,7 @@ class GRPOModule(PolicyModule):
         Raises:
             RunStopped: If more verifications failed than `reward.max_failed` allows.
         """
-        self.guard.stop_if_decided(self.trainer)
+        self.guard.stop_if_decided(self.trainer, self._latest)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Reward of one completion a held-out prompt, drawn as in training."""

@@ -130,7 +130,7 @@ def _summary(scores: Scores) -> dict[str, Any]:
 
 
 def plot(output_dir: Path, scores: Mapping[str, Scores]) -> Path:
-    """Draws both training curves and the held-out rewards by kind.
+    """Draws both training curves, the rollouts' reward by kind, and the held-out rewards by kind.
 
     Args:
         output_dir: Folder with the logs of both trainings; the picture goes there.
@@ -145,7 +145,7 @@ def plot(output_dir: Path, scores: Mapping[str, Scores]) -> Path:
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
     sft, grpo = (newest_log(output_dir / stage) for stage in ("sft", "grpo"))
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    figure, ((left, middle), (by_kind, right)) = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
     left.plot(*read_column(sft, "train/loss"), color="tab:blue", alpha=0.6, label="train")
     left.plot(*read_column(sft, "val/loss"), "o-", color="tab:red", label="held out")
     left.set(title="SFT", xlabel="optimiser step", ylabel="loss (nats per answer token)", yscale="log")
@@ -156,6 +156,11 @@ def plot(output_dir: Path, scores: Mapping[str, Scores]) -> Path:
     middle.plot(*read_column(grpo, "val/reward"), "o-", color="tab:red", label="held out")
     middle.set(title="GRPO", xlabel="optimiser step", ylabel="mixed reward")
     middle.legend()
+    for kind in KINDS:
+        steps, rewards = read_column(grpo, f"reward/{kind}")
+        by_kind.plot(steps, running_mean(rewards, 20), label=kind)
+    by_kind.set(title="GRPO by kind, mean of 20 rollouts", xlabel="optimiser step", ylabel="reward", ylim=(0, 1))
+    by_kind.legend()
     kinds = ["all", *(kind for kind in KINDS if f"reward/{kind}" in scores["sft"])]
     for offset, (stage, colour) in enumerate((("sft", "tab:gray"), ("grpo", "tab:blue"))):
         values = [scores[stage]["reward" if kind == "all" else f"reward/{kind}"] for kind in kinds]

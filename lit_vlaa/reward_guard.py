@@ -60,8 +60,12 @@ class RewardGuard:
         self._reason = self._watch.update(summed)
         return shares(summed, self.kinds)
 
-    def stop_if_decided(self, trainer: Trainer) -> None:
+    def stop_if_decided(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Saves a checkpoint and ends the run where the reward has come to nothing; every rank must call it.
+
+        Args:
+            trainer: The run's Trainer.
+            metrics: The step's numbers, which Lightning would log only after this.
 
         Raises:
             RunStoppedError: If too many verifications failed.
@@ -71,6 +75,8 @@ class RewardGuard:
         folder = trainer.log_dir or trainer.default_root_dir  # collective: every rank must ask
         path = Path(folder) / "checkpoints" / "stopped.ckpt"
         trainer.save_checkpoint(path)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(metrics), step=trainer.global_step)
         raise RunStoppedError(f"{self._reason}. Put that right and go on with --ckpt_path {path}")
 
     def state(self) -> dict[str, Any]:

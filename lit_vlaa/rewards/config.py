@@ -25,10 +25,10 @@ class RewardConfig:
     format_weight: float = 0.0
     """Share of the reward in [0, 1] that any response with an extractable answer gets, right or wrong."""
     max_failed: float = 0.5
-    """Share of one kind's completions that may be without a verdict (verifier or scorer failed, timeout, unreadable
-    truth), over the latest rollouts; above it the run saves a checkpoint and stops. 1 never stops."""
+    """Share of one kind's answers that may be without a verdict (verifier or scorer failed, timeout, unreadable truth),
+    over the latest rollouts; above it the run saves a checkpoint and stops. 1 never stops."""
     failed_window: int = 64
-    """Completions of a kind, over all ranks, that `max_failed` needs and looks back on at least."""
+    """Answers of a kind, over all ranks, that `max_failed` needs and looks back on at least."""
 
     def __post_init__(self) -> None:
         for ok, name, wanted in (

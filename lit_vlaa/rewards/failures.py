@@ -25,15 +25,15 @@ def tally(results: Sequence[RewardResult], kinds: Sequence[Kind]) -> Tally:
 
 
 def shares(counts: Tally, kinds: Sequence[Kind]) -> dict[str, float]:
-    """Shares of completions without a verdict: `failed/<kind>` of the kind's own, `failed/<status>` of all.
+    """Shares of answers without a verdict: `failed/<kind>` of the kind's own, `failed/<status>` of all.
 
-    A kind without completions is left out.
+    Completions without an answer never reach a verifier and do not count. A kind without answers is left out.
     """
     result: dict[str, float] = {}
-    total = sum(map(sum, counts))
+    total = sum(map(_answered, counts))
     for kind, row in zip(kinds, counts, strict=True):
-        if any(row):
-            result[f"failed/{kind}"] = _failed(row) / sum(row)
+        if _answered(row):
+            result[f"failed/{kind}"] = _failed(row) / _answered(row)
     for status in FAILURES:
         if total:
             result[f"failed/{status}"] = sum(row[STATUSES.index(status)] for row in counts) / total
@@ -45,8 +45,8 @@ class FailureWatch:
 
     Args:
         kinds: All kinds, in the order of the tallies.
-        most: Share in [0, 1] of a kind's completions that may be without a verdict.
-        window: Completions of a kind to look back on at least; with fewer, nothing is said.
+        most: Share in [0, 1] of a kind's answers that may be without a verdict.
+        window: Answers of a kind to look back on at least; with fewer, nothing is said.
     """
 
     def __init__(self, kinds: Sequence[Kind], *, most: float, window: int) -> None:
@@ -64,12 +64,12 @@ class FailureWatch:
         reasons: list[str] = []
         for kind, row in zip(self.kinds, counts, strict=True):
             recent = self._recent[kind]
-            if any(row):
+            if _answered(row):
                 recent.append(list(row))
-            while recent and sum(map(sum, recent)) - sum(recent[0]) >= self.window:
+            while recent and sum(map(_answered, recent)) - _answered(recent[0]) >= self.window:
                 recent.popleft()
             summed = [sum(column) for column in zip(*recent, strict=True)]
-            total = sum(summed)
+            total = _answered(summed)
             if total >= self.window and _failed(summed) > self.most * total:
                 by_status = ", ".join(
                     f"{status} {summed[STATUSES.index(status)]}"
@@ -77,12 +77,16 @@ class FailureWatch:
                     if summed[STATUSES.index(status)]
                 )
                 reasons.append(
-                    f"{_failed(summed)} of the latest {total} {kind} completions had no verdict ({by_status})"
+                    f"{_failed(summed)} of the latest {total} {kind} answers had no verdict ({by_status})"
                 )
         if not reasons:
             return None
         return f"{'; '.join(reasons)}; more than --model.reward.max_failed {self.most} allows"
 
 
+def _answered(row: Sequence[int]) -> int:
+    return sum(count for status, count in zip(STATUSES, row, strict=False) if status != "no_answer")
+
+
 def _failed(row: Sequence[int]) -> int:
-    return sum(count for status, count in zip(STATUSES, row, strict=True) if status in FAILURES)
+    return sum(count for status, count in zip(STATUSES, row, strict=False) if status in FAILURES)

@@ -8,6 +8,7 @@ Departures
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,8 @@ from lit_vlaa.types import KINDS, Kind, Preparable, RewardRequest, RewardResult,
 _log = logging.getLogger(__name__)
 
 Verdict = tuple[float, RewardStatus]
+
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 def _digit(answer: str, request: RewardRequest) -> float:
@@ -61,6 +64,9 @@ class MixedReward:
         verifiers: Mapping[Kind, Verifier] | None = None,
     ) -> None:
         self.config = config or RewardConfig()
+        for name in verifiers or ():
+            if not _KIND.fullmatch(name):
+                raise ValueError(f"--model.verifiers: {name!r} is no name for a kind: a-z, 0-9 and _ , at most 40")
         self.verifiers = {**VERIFIERS, **(verifiers or {})}
         self.kinds: tuple[Kind, ...] = tuple(dict.fromkeys((*KINDS, *self.verifiers)))
         """Every kind that can be scored."""

@@ -182,7 +182,7 @@ def test_too_many_failures_save_a_checkpoint_and_stop(tmp_path: Path) -> None:
     reward = RewardConfig(max_failed=0.4, failed_window=20)
     module = make_module("grpo", reward=reward)
     module.reward = Verdicts("ok", "verifier_error")  # type: ignore[assignment]
-    with pytest.raises(RunStoppedError, match=r"16 of the latest 32 digit completions .*stopped.ckpt"):
+    with pytest.raises(RunStoppedError, match=r"16 of the latest 32 digit answers .*stopped.ckpt"):
         fit(module, InMemoryData("grpo"), limit_train_batches=3, default_root_dir=tmp_path)
     assert module.trainer.global_step == 4  # two rollouts of two steps
     path = tmp_path / "checkpoints" / "stopped.ckpt"

@@ -20,13 +20,12 @@ def test_results_are_counted_by_kind_and_status() -> None:
 
 def test_shares_by_hand() -> None:
     table = counts(math={"ok": 3, "timeout": 1}, open_ended={"no_answer": 4})
-    # One of four math completions, none of four others, one of eight in all.
+    # One of four math answers; no other completion has an answer.
     assert shares(table, KINDS) == {
         "failed/math": 0.25,
-        "failed/open_ended": 0.0,
         "failed/unparsable_gt": 0.0,
         "failed/verifier_error": 0.0,
-        "failed/timeout": 0.125,
+        "failed/timeout": 0.25,
     }
     assert shares(counts(), KINDS) == {}
 
@@ -35,7 +34,7 @@ def test_one_kind_alone_can_stop_the_run() -> None:
     watch = FailureWatch(KINDS, most=0.5, window=4)
     reason = watch.update(counts(math={"ok": 100}, open_ended={"verifier_error": 2, "timeout": 1, "ok": 1}))
     assert reason is not None
-    assert "3 of the latest 4 open_ended completions" in reason
+    assert "3 of the latest 4 open_ended answers" in reason
     assert "verifier_error 2, timeout 1" in reason
     assert "--model.reward.max_failed" in reason
 
@@ -65,6 +64,12 @@ def test_what_lies_before_the_window_is_forgotten() -> None:
     # 100 good ones lie before the latest four, all of which failed.
     assert watch.update(counts(math={"verifier_error": 4})) is not None
     assert watch.update(counts(math={"ok": 4})) is None
+
+
+def test_completions_without_an_answer_do_not_hide_a_scorer_that_is_down() -> None:
+    watch = FailureWatch(KINDS, most=0.5, window=4)
+    assert watch.update(counts(math={"no_answer": 90, "verifier_error": 4})) is not None
+    assert FailureWatch(KINDS, most=0.5, window=4).update(counts(math={"no_answer": 90})) is None
 
 
 def test_a_limit_of_one_never_stops() -> None:

@@ -219,6 +219,11 @@ def test_a_kind_of_ones_own(answer: str, truth: str, value: float, status: Rewar
     assert (result.value, result.kind, result.status) == (value, "words", status)
 
 
+def test_a_kind_needs_a_plain_name() -> None:
+    with pytest.raises(ValueError, match="--model.verifiers: 'Two Words'"):
+        MixedReward(verifiers={"Two Words": words})
+
+
 @pytest.mark.parametrize("kind", ["digit", "math", "open_ended"])
 def test_a_kind_of_the_five_can_be_replaced(kind: Kind) -> None:
     reward = MixedReward(verifiers={kind: words})
