@@ -10,7 +10,9 @@ Departures from the paper (section on RL training):
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -26,7 +28,7 @@ from lit_vlaa.policy import PolicyModule
 from lit_vlaa.reward_guard import RewardGuard
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
-from lit_vlaa.rollout import OpenImages, Rollout, request_for, rollout_means, score
+from lit_vlaa.rollout import OpenImages, Rollout, Sampled, flatten, request_for, rollout_means, score
 from lit_vlaa.sequences import assemble, unflatten
 from lit_vlaa.types import Kind, PromptBatch, SamplingParams, Scorer, Verifier
 
@@ -186,24 +188,22 @@ class GRPOModule(PolicyModule):
         seconds: dict[str, float] = {}
         with timed(seconds, "generate"):
             groups = self.complete(batch.prompts, group_size=self.group_size)
-        with timed(seconds, "reward"):
-            rollout = score(
-                batch.prompts,
-                groups,
-                decode=self.processor.decode,
-                reward=self.reward,
-                open_images=self._open_images,
-            )
+        sampled = flatten(batch.prompts, groups, self.processor.decode)
         steps = self.steps_per_batch()
-        rows = range(len(rollout.completions))
-        old = [completion.logprobs for completion in rollout.completions]
-        if steps > 1 and self.old_logprobs == "learner":
-            with timed(seconds, "old_logprobs"):
-                old = self._score_rows(self.backbone, rollout, rows)
+        rows = range(len(sampled.completions))
+        old = [completion.logprobs for completion in sampled.completions]
         reference: list[Tensor] | None = None
-        if self._reference:
-            with timed(seconds, "reference"):
-                reference = self._score_rows(self._reference[0], rollout, rows)
+        # Verifiers work in processes and over networks: let them, while the device scores the same completions.
+        with ThreadPoolExecutor(1, "reward") as executor:
+            pending = executor.submit(self._judge, sampled, seconds)
+            if steps > 1 and self.old_logprobs == "learner":
+                with timed(seconds, "old_logprobs"):
+                    old = self._score_rows(self.backbone, sampled, rows)
+            if self._reference:
+                with timed(seconds, "reference"):
+                    reference = self._score_rows(self._reference[0], sampled, rows)
+            with timed(seconds, "reward_wait"):
+                rollout = pending.result()
         means = RankMeans(_POLICY_MEANS)
         norms: list[float] = []
         with timed(seconds, "update"):
@@ -223,7 +223,7 @@ class GRPOModule(PolicyModule):
             "optim/lr": learning_rate,
             "rollout/tokens_per_second": total_tokens / seconds["generate"],
             **{f"time/{phase}": value for phase, value in seconds.items()},
-            "time/step": sum(seconds.values()),
+            "time/step": sum(value for phase, value in seconds.items() if phase != "reward"),
         }
         self.log_train(self._latest)
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
@@ -260,6 +260,12 @@ class GRPOModule(PolicyModule):
     @property
     def _open_images(self) -> OpenImages | None:
         return getattr(self.trainer.datamodule, "open_images", None)  # type: ignore[attr-defined]
+
+    def _judge(self, sampled: Sampled, seconds: dict[str, float]) -> Rollout:
+        started = time.perf_counter()  # not `timed`, which waits for what the device does meanwhile
+        rollout = score(sampled, self.reward, self._open_images)
+        seconds["reward"] = time.perf_counter() - started
+        return rollout
 
     def _update(
         self,
@@ -308,19 +314,19 @@ class GRPOModule(PolicyModule):
             for start in range(0, len(rows), size):
                 yield rows[start : start + size]
 
-    def _forward(self, backbone: Backbone, rollout: Rollout, rows: Sequence[int]) -> tuple[Any, Any]:
+    def _forward(self, backbone: Backbone, sampled: Sampled, rows: Sequence[int]) -> tuple[Any, Any]:
         inputs = assemble(
-            [rollout.row(row) for row in rows], pad_token_id=self.processor.pad_token_id, device=self.device
+            [sampled.row(row) for row in rows], pad_token_id=self.processor.pad_token_id, device=self.device
         )
         return inputs, backbone(inputs, temperature=self.sampling.temperature, ban=True)
 
     @torch.no_grad()
-    def _score_rows(self, backbone: Backbone, rollout: Rollout, rows: range) -> list[Tensor]:
+    def _score_rows(self, backbone: Backbone, sampled: Sampled, rows: range) -> list[Tensor]:
         """Per row the `[C]` log-probabilities of its completion under `backbone`."""
         result: list[Tensor] = []
-        for part in self.micro_batches([rollout.length(row) for row in rows]):
-            _, scores = self._forward(backbone, rollout, part)
-            sizes = [rollout.completions[row].token_ids.numel() for row in part]
+        for part in self.micro_batches([sampled.length(row) for row in rows]):
+            _, scores = self._forward(backbone, sampled, part)
+            sizes = [sampled.completions[row].token_ids.numel() for row in part]
             result.extend(scores.logprobs.split(sizes))
         return result
 

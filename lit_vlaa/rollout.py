@@ -22,8 +22,8 @@ OpenImages = Callable[[Record], "tuple[Image, ...]"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """A rank's scored rollout. Row i belongs to prompt i // G; B prompts with G completions each."""
+class Sampled:
+    """A rank's completions, not yet scored. Row i belongs to prompt i // G; B prompts with G completions each."""
 
     prompts: tuple[Prompt, ...]
     """`B` prompts."""
@@ -31,19 +31,11 @@ class Rollout:
     """`B * G` completions, prompt by prompt."""
     texts: tuple[str, ...]
     """`B * G` decoded completions."""
-    results: tuple[RewardResult, ...]
-    """`B * G` verdicts."""
-    rewards: Tensor
-    """`[B, G]` float32."""
-    valid: Tensor
-    """`[B, G]` bool, False where no verdict was reached."""
-    advantages: Tensor
-    """`[B, G]` float32."""
 
     @property
     def group_size(self) -> int:
         """Completions a prompt."""
-        return self.rewards.shape[1]
+        return len(self.completions) // len(self.prompts)
 
     def row(self, index: int) -> tuple[Prompt, Tensor]:
         """Prompt and completion tokens of one row."""
@@ -53,6 +45,20 @@ class Rollout:
         """Tokens of one row, prompt and completion."""
         prompt, completion = self.row(index)
         return prompt.input_ids.numel() + completion.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Sampled):
+    """A rank's scored rollout."""
+
+    results: tuple[RewardResult, ...]
+    """`B * G` verdicts."""
+    rewards: Tensor
+    """`[B, G]` float32."""
+    valid: Tensor
+    """`[B, G]` bool, False where no verdict was reached."""
+    advantages: Tensor
+    """`[B, G]` float32."""
 
     def flat_groups(self) -> Tensor:
         """`[B]` bool: groups whose rewards are all equal."""
@@ -73,34 +79,43 @@ class Rollout:
         )
 
 
+def flatten(
+    prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], decode: Callable[[Tensor], str]
+) -> Sampled:
+    """Lays completions out as rows.
+
+    Args:
+        prompts: B prompts.
+        groups: For each prompt its G completions.
+        decode: Tokens to text.
+    """
+    completions = tuple(completion for group in groups for completion in group)
+    return Sampled(tuple(prompts), completions, tuple(decode(completion.token_ids) for completion in completions))
+
+
 def score(
-    prompts: Sequence[Prompt],
-    groups: Sequence[Sequence[Completion]],
-    *,
-    decode: Callable[[Tensor], str],
+    sampled: Sampled,
     reward: Callable[[Sequence[RewardRequest]], list[RewardResult]],
     open_images: OpenImages | None = None,
 ) -> Rollout:
     """Scores completions and turns the rewards into advantages.
 
     Args:
-        prompts: B prompts.
-        groups: For each prompt its G completions.
-        decode: Tokens to text.
+        sampled: The completions.
         reward: Scores a batch of responses.
         open_images: Opens a record's images, for scorers that look at them.
     """
-    size = len(groups[0])
-    completions = tuple(completion for group in groups for completion in group)
-    texts = tuple(decode(completion.token_ids) for completion in completions)
-    requests = [request_for(prompts[index // size], text, open_images) for index, text in enumerate(texts)]
+    size = sampled.group_size
+    requests = [
+        request_for(sampled.prompts[index // size], text, open_images) for index, text in enumerate(sampled.texts)
+    ]
     results = tuple(reward(requests))
     rewards = torch.tensor([result.value for result in results]).view(-1, size)
     valid = torch.tensor([result.judged for result in results]).view(-1, size)
     return Rollout(
-        prompts=tuple(prompts),
-        completions=completions,
-        texts=texts,
+        prompts=sampled.prompts,
+        completions=sampled.completions,
+        texts=sampled.texts,
         results=results,
         rewards=rewards,
         valid=valid,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.samples import mixed_prompts, tiny_backbone
-from lit_vlaa.rollout import Rollout, request_for, score
+from lit_vlaa.rollout import Rollout, flatten, request_for, score
 from lit_vlaa.types import Completion, Prompt, RewardRequest, RewardResult
 
 VERDICTS = (
@@ -42,7 +42,7 @@ def make(prompts: list[Prompt], asked: list[RewardRequest] | None = None) -> Rol
         flat: list[Any] = [verdict for group in VERDICTS for verdict in group]
         return [RewardResult(v, r.kind, None, status) for r, (v, status) in zip(requests, flat, strict=True)]
 
-    return score(prompts, groups, decode=lambda ids: " ".join(map(str, ids.tolist())), reward=reward)
+    return score(flatten(prompts, groups, lambda ids: " ".join(map(str, ids.tolist()))), reward)
 
 
 def test_rewards_and_advantages_by_hand(prompts: list[Prompt]) -> None:
