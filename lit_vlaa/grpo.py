@@ -146,13 +146,14 @@ class GRPOModule(PolicyModule):
             )
         return self.num_iterations * (rollout // self.train_batch_size)
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Finds out before any work whether the rows' kinds can be scored and whether the scorer answers.
 
         Raises:
             ValueError: If not; the message names the flag and the remedy.
         """
-        self.guard.prepare(getattr(self.trainer.datamodule, "kinds_in_use", {}))  # type: ignore[attr-defined]
+        if stage != "predict":
+            self.guard.prepare(getattr(self.trainer.datamodule, "kinds_in_use", {}))  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Builds policy and, for training with `beta` above 0, the frozen reference."""

@@ -69,6 +69,12 @@ class Verdicts(FixedReward):
         self.closed += 1
 
 
+class PredictedData(InMemoryData):
+    """The training rows to answer."""
+
+    predict_dataloader = InMemoryData.train_dataloader
+
+
 class CutShort(FixedGenerator):
     """Completions that ran into the limit: no end token."""
 
@@ -168,6 +174,8 @@ def test_a_scorer_that_cannot_work_is_refused_before_any_work() -> None:
     data = InMemoryData("grpo")
     data.kinds_in_use = {"digit": "rows.json:1"}  # type: ignore[attr-defined]  # no row needs the scorer
     fit(make_module("grpo", scorer=Unreachable()), data, limit_train_batches=1)
+    module = make_module("grpo", scorer=Unreachable())
+    quiet_trainer().predict(module, PredictedData("grpo"))  # answers are written, not judged
 
 
 def test_without_any_verdict_nothing_moves() -> None:
