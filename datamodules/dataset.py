@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.boxes import TruthBoxes, with_plain_truth
 from datamodules.images import ImageError, open_rgb
 from datamodules.rows import BadRecord
 from lit_vlaa.prompts import PromptConfig, build_messages
@@ -35,6 +36,8 @@ class Encoder:
     processor: ChatProcessor
     replace_unreadable: bool = False
     """Whether the next row stands in for one whose image turns out to be broken."""
+    truth_boxes: Mapping[str, TruthBoxes] = field(default_factory=dict)
+    """Frame of the truth boxes by source; a source that is left out gives fractions of the image."""
 
     def __call__(self, record: Record) -> Prompt:
         """Opens the record's images, writes its chat and encodes both.
@@ -43,6 +46,7 @@ class Encoder:
             BadRecord: If an image cannot be read.
         """
         images = open_images(record, image_root=self.image_root, max_pixels=self.max_image_pixels)
+        record = with_plain_truth(record, [image.size for image in images], self.truth_boxes)
         space = self.prompt.resolve_box_space(self.processor.box_space)
         messages = build_messages(record, self.prompt, box_space=space)
         return self.processor.encode(Sample(record, messages, images, space))

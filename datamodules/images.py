@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -59,6 +61,16 @@ def locate(root: Path, path: str) -> Path:
     return found
 
 
+def read_size(root: Path, path: str, *, max_pixels: int) -> tuple[int, int]:
+    """Reads (width, height) of an image from its header, under the rules of `open_rgb`.
+
+    Raises:
+        ImageError: If the image may not be opened, is too large, or is broken.
+    """
+    with _opened(root, path, max_pixels) as image:
+        return image.size
+
+
 def open_rgb(root: Path, path: str, *, max_pixels: int) -> Image.Image:
     """Opens an image as RGB.
 
@@ -73,6 +85,13 @@ def open_rgb(root: Path, path: str, *, max_pixels: int) -> Image.Image:
     Raises:
         ImageError: If the image may not be opened, is too large, or is broken.
     """
+    with _opened(root, path, max_pixels) as image:
+        return _to_rgb(image)
+
+
+@contextmanager
+def _opened(root: Path, path: str, max_pixels: int) -> Iterator[Image.Image]:
+    """An image of which only the header was read; what goes wrong then and later becomes an `ImageError`."""
     file = locate(root, path)
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -80,7 +99,7 @@ def open_rgb(root: Path, path: str, *, max_pixels: int) -> Image.Image:
                 raise ImageError(
                     "more pixels than max_image_pixels", f"{path!r}: {image.width}x{image.height} > {max_pixels}"
                 )
-            return _to_rgb(image)
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise

@@ -6,6 +6,7 @@ Departure from the paper: validation rows may be held out of the training file; 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 from PIL.Image import Image
 from torch.utils.data import DataLoader
 
+from datamodules.boxes import TruthBoxes, check_frames, warn_of_contradictions
 from datamodules.collate import collate_prompts, collate_sft
 from datamodules.dataset import Encoder, PromptDataset, SFTDataset, open_images
 from datamodules.records import OnBadRecord, Split
@@ -67,6 +69,7 @@ class VLAAThinkingDataModule(LightningDataModule):
         on_bad_record: OnBadRecord = "error",
         max_image_pixels: int = 64_000_000,
         prompt: PromptConfig = PromptConfig(),  # frozen; a default that `--help` can show
+        truth_boxes: dict[str, TruthBoxes] | None = None,
         cache_dir: str | None = None,
     ) -> None:
         """Reads nothing yet.
@@ -93,6 +96,9 @@ class VLAAThinkingDataModule(LightningDataModule):
                 and says so.
             max_image_pixels: Images with more pixels are refused before they are decoded.
             prompt: What is said to the model around the question.
+            truth_boxes: What the true boxes of a source are fractions of, by source: `plain` for the image, which is
+                the default, `padded_square` for the image in the middle of a square as wide as its longer side. The
+                text of responses stays as it is.
             cache_dir: Folder for the rows' Arrow copies; null for `.lit_vlaa_cache` beside each file, or the user's
                 cache folder where that cannot be written to.
 
@@ -110,6 +116,7 @@ class VLAAThinkingDataModule(LightningDataModule):
         self.on_bad_record: OnBadRecord = on_bad_record
         self.max_image_pixels = max_image_pixels
         self.prompt = prompt
+        self.truth_boxes = truth_boxes or {}
         self.cache_dir = cache_dir
         self._processor: ChatProcessor | None = None
         self._rows: dict[Part, Rows] = {}
@@ -163,9 +170,23 @@ class VLAAThinkingDataModule(LightningDataModule):
             if part != "train" and file is not None:
                 table = RecordTable.open(file, **self._table_options())
                 self._rows[part] = table, self._filtered(table, file)
+        self._check_kinds()
         if "train" in wanted and not self.batches_per_epoch:
             count = len(self._rows["train"][1])
             raise ValueError(f"{count} training row(s) are fewer than batch_size={self.batch_size}; lower it")
+        if self.split == "grpo" and getattr(stage, "value", stage) != "predict" and self._place()[0] == 0:
+            used = [self._rows[part] for part in wanted if part in self._rows]
+            warn_of_contradictions(used, self.truth_boxes, image_root=self.image_root, max_pixels=self.max_image_pixels)
+
+    @property
+    def kinds_in_use(self) -> dict[Kind, str]:
+        """The kinds of the rows that were set up, each with the origin (`file:row`) of its first row."""
+        found: dict[Kind, str] = {}
+        for table, chosen in self._rows.values():
+            names, first = np.unique(table.column("kind")[chosen], return_index=True)
+            for name, place in zip(names.tolist(), first.tolist(), strict=True):
+                found.setdefault(name, table[int(chosen[place])].origin)
+        return found
 
     @property
     def batches_per_epoch(self) -> int:
@@ -289,6 +310,7 @@ class VLAAThinkingDataModule(LightningDataModule):
             prompt=self.prompt,
             processor=self._processor,
             replace_unreadable=self.on_bad_record == "skip",
+            truth_boxes=self.truth_boxes,
         )
 
     def _table_options(self) -> dict[str, Any]:
@@ -308,11 +330,19 @@ class VLAAThinkingDataModule(LightningDataModule):
             raise ValueError(f"val_count and num_workers must not be negative, got {val_count} and {self.num_workers}")
         if self.files["val"] is not None and val_count:
             raise ValueError("give either val_file or val_count, not both")
-        sources = {*SOURCES, OTHER}
-        for name, given, known in (
-            ("sources", self.sources or (), sources),
-            ("kinds", self.kinds or (), set(KINDS)),
-            ("prompt.instructions", self.prompt.instructions, sources | set(KINDS)),
-        ):
-            if unknown := sorted(set(given) - known):
-                raise ValueError(f"{name} names {unknown}; known are {sorted(known)}")
+        _check_names("sources", self.sources or (), _SOURCES)
+        check_frames(self.truth_boxes)
+
+    def _check_kinds(self) -> None:
+        """Looks for names that neither are known nor occur in the rows, now that these are."""
+        kinds = {*KINDS, *self.kinds_in_use}
+        _check_names("kinds", self.kinds or (), kinds)
+        _check_names("prompt.instructions", self.prompt.instructions, _SOURCES | kinds)
+
+
+_SOURCES = {*SOURCES, OTHER}
+
+
+def _check_names(flag: str, given: Iterable[str], known: set[str]) -> None:
+    if unknown := sorted(set(given) - known):
+        raise ValueError(f"{flag} names {unknown}; known are {sorted(known)}")

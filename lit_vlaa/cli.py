@@ -43,6 +43,7 @@ TOOLS = {
     "data synthetic": Tool(
         "datamodules.synthetic:write_dataset", "write a generated data set in the VLAA-Thinking schema", "root"
     ),
+    "rewards check": Tool("lit_vlaa.rewards_check:run", "score every ground truth of a file against itself"),
     "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
 }
 """Tools by command; a command may have two words."""

@@ -10,9 +10,8 @@ Departures from the paper (section on RL training):
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -195,8 +194,7 @@ class GRPOModule(PolicyModule):
         old = [completion.logprobs for completion in sampled.completions]
         reference: list[Tensor] | None = None
         # Verifiers work in processes and over networks: let them, while the device scores the same completions.
-        with ThreadPoolExecutor(1, "reward") as executor:
-            pending = executor.submit(self._judge, sampled, seconds)
+        with self.guard.judging(partial(score, sampled, self.reward, self._open_images), self.device) as verdicts:
             if steps > 1 and self.old_logprobs == "learner":
                 with timed(seconds, "old_logprobs"):
                     old = self._score_rows(self.backbone, sampled, rows)
@@ -204,7 +202,7 @@ class GRPOModule(PolicyModule):
                 with timed(seconds, "reference"):
                     reference = self._score_rows(self._reference[0], sampled, rows)
             with timed(seconds, "reward_wait"):
-                rollout = pending.result()
+                rollout, seconds["reward"] = verdicts.result()
         means = RankMeans(_POLICY_MEANS)
         norms: list[float] = []
         with timed(seconds, "update"):
@@ -261,12 +259,6 @@ class GRPOModule(PolicyModule):
     @property
     def _open_images(self) -> OpenImages | None:
         return getattr(self.trainer.datamodule, "open_images", None)  # type: ignore[attr-defined]
-
-    def _judge(self, sampled: Sampled, seconds: dict[str, float]) -> Rollout:
-        started = time.perf_counter()  # not `timed`, which waits for what the device does meanwhile
-        rollout = score(sampled, self.reward, self._open_images)
-        seconds["reward"] = time.perf_counter() - started
-        return rollout
 
     def _update(
         self,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,6 +17,8 @@ from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.rewards.failures import FailureWatch, shares, tally
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.types import Kind, RewardResult
+
+_T = TypeVar("_T")
 
 
 class RewardGuard:
@@ -25,6 +30,8 @@ class RewardGuard:
 
     def __init__(self, reward: MixedReward) -> None:
         self.kinds = reward.kinds
+        # Such a scorer wants the device's memory for itself.
+        self._needs_device = bool(getattr(reward.open_ended.scorer, "uses_accelerator", False))
         self._reward = reward
         self._watch = FailureWatch(reward.kinds, most=reward.config.max_failed, window=reward.config.failed_window)
         self._reason: str | None = None
@@ -48,6 +55,30 @@ class RewardGuard:
                 )
         if not kinds_in_use or "open_ended" in kinds_in_use:
             self._reward.prepare()
+
+    @contextmanager
+    def judging(self, work: Callable[[], _T], device: torch.device) -> Iterator[Future[tuple[_T, float]]]:
+        """Scores in a thread of its own; waits for it at the start where the scorer needs the device, else at the end.
+
+        Args:
+            work: What scores.
+            device: This rank's device.
+
+        Yields:
+            What `work` will give, and the seconds that it took.
+        """
+
+        def timed_work() -> tuple[_T, float]:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a new thread would take the first
+            started = time.perf_counter()
+            return work(), time.perf_counter() - started
+
+        with ThreadPoolExecutor(1, "reward") as executor:
+            future = executor.submit(timed_work)
+            if self._needs_device:
+                wait([future])
+            yield future
 
     def note(self, results: Sequence[RewardResult], sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Adds one rollout's results; may decide that the run ends (`stop_if_decided`).

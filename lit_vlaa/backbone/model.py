@@ -76,18 +76,22 @@ class Backbone(nn.Module):
         Returns:
             One score a target token, in row-major order.
         """
-        embeds = self.embed(inputs)
-        output = self.language_model(inputs_embeds=embeds, position_ids=inputs.position_ids, use_cache=False)
         predicts = torch.zeros_like(inputs.target_mask)
         predicts[:, :-1] = inputs.target_mask[:, 1:]
         return token_scores(
-            output.last_hidden_state[predicts],
+            self.hidden_states(inputs)[predicts],
             inputs.input_ids[inputs.target_mask],
             self.lm_head,
             temperature=temperature,
             banned=self.banned_token_ids if ban else None,
             chunk_size=self.config.logprob_chunk,
         )
+
+    def hidden_states(self, inputs: ModelInputs) -> Tensor:
+        """`[B, T, H]` states of the last layer, after the final norm; the heads read these."""
+        embeds = self.embed(inputs)
+        output = self.language_model(inputs_embeds=embeds, position_ids=inputs.position_ids, use_cache=False)
+        return output.last_hidden_state  # type: ignore[no-any-return]
 
     def embed(self, inputs: ModelInputs) -> Tensor:
         """`[B, T, H]` token embeddings with image features in their places; each distinct image is encoded once."""
@@ -181,15 +185,20 @@ def _loaded(config: BackboneConfig) -> Backbone:
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with naming_path(config):
         model_config = AutoConfig.from_pretrained(config.path, **source)
-        _check_type(model_config.model_type)
+        check_type(model_config.model_type)
     processor = load_processor(config)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     wanted = getattr(model_config, "dtype", None) if dtype == "auto" else dtype
     attention = _attention(config, wanted)
     with naming_path(config):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-            config.path, dtype=dtype, attn_implementation=attention, **source
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            config.path, dtype=dtype, attn_implementation=attention, output_loading_info=True, **source
         )
+        model, loading = loaded
+        # transformers only warns, and gives them random values.
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise ValueError(f"its files lack {len(missing)} of the model's tensors, the first of them {missing[0]}")
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=list(processor.stop_token_ids), pad_token_id=processor.pad_token_id
     )
@@ -197,7 +206,15 @@ def _loaded(config: BackboneConfig) -> Backbone:
     return Backbone(model, processor, config).train()
 
 
-def _check_type(model_type: str) -> None:
+def check_type(model_type: str) -> None:
+    """Refuses models that `Backbone` cannot hold.
+
+    Args:
+        model_type: As `config.json` has it.
+
+    Raises:
+        ValueError: If it is another.
+    """
     if model_type not in _MODEL_TYPES:
         raise ValueError(f"it is a {model_type}, not one of {', '.join(_MODEL_TYPES)}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,47 @@ def test_a_scorer_that_cannot_work_is_refused_before_any_work() -> None:
     fit(make_module("grpo", scorer=Unreachable()), data, limit_train_batches=1)
     module = make_module("grpo", scorer=Unreachable())
     quiet_trainer().predict(module, PredictedData("grpo"))  # answers are written, not judged
+
+
+def test_a_scorer_that_uses_the_device_has_it_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class OnDevice:
+        uses_accelerator = True
+
+        def __call__(self, requests: Any, answers: Any) -> list[float | None]:  # noqa: ARG002
+            return [0.0 for _ in answers]
+
+    class Slow(FixedReward):
+        def __call__(self, requests: list[RewardRequest]) -> list[RewardResult]:
+            time.sleep(0.5)
+            events.append("reward")
+            return super().__call__(requests)
+
+    original = GRPOModule._score_rows
+
+    def watched(self: GRPOModule, *args: Any) -> Any:
+        events.append("forward")
+        return original(self, *args)
+
+    monkeypatch.setattr(GRPOModule, "_score_rows", watched)
+    for scorer, first in ((OnDevice(), "reward"), (None, "forward")):
+        events.clear()
+        module = make_module("grpo", scorer=scorer)
+        module.reward = Slow()  # type: ignore[assignment]
+        fit(module, InMemoryData("grpo"), limit_train_batches=1)
+        assert events[0] == first
+
+
+def test_what_the_reward_raises_reaches_the_run() -> None:
+    class Broken(FixedReward):
+        def __call__(self, requests: list[RewardRequest]) -> list[RewardResult]:  # noqa: ARG002
+            raise RuntimeError("out of order")
+
+    module = make_module("grpo")
+    module.reward = Broken()  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="out of order"):
+        fit(module, InMemoryData("grpo"), limit_train_batches=1)
 
 
 def test_without_any_verdict_nothing_moves() -> None:

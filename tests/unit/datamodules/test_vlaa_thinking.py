@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch import Tensor
 
 from datamodules import VLAAThinkingDataModule
@@ -195,14 +196,38 @@ def test_no_validation_data_no_loader(data: SyntheticPaths) -> None:
         ({"val_count": -1}, "val_count"),
         ({"num_workers": -1}, "num_workers"),
         ({"sources": ["imagenet"]}, "imagenet"),
-        ({"kinds": ["essay"]}, "essay"),
-        ({"prompt": PromptConfig(instructions={"mqc": "x"})}, "mqc"),
         ({"val_file": "x", "val_count": 3}, "not both"),
+        ({"truth_boxes": {"visual_genome": "plain"}}, "truth_boxes names .*visual_genome"),
+        ({"truth_boxes": {"vg": "padded"}}, "truth_boxes says .*padded"),
     ],
 )
 def test_senseless_arguments_are_refused(data: SyntheticPaths, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         module(data, None, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kinds": ["mcq", "essay"]}, r"kinds names \['essay'\]"),
+        ({"prompt": PromptConfig(instructions={"mqc": "x"})}, r"prompt.instructions names \['mqc'\]"),
+    ],
+)
+def test_names_that_neither_are_known_nor_occur_are_refused(
+    data: SyntheticPaths, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        module(data, **changes)
+
+
+def test_the_kinds_in_use_are_named_with_their_first_rows(data: SyntheticPaths) -> None:
+    made = module(data, split="grpo", kinds=["mcq", "iou"])
+    file = str(data.data_file("grpo"))
+    assert set(made.kinds_in_use) == {"mcq", "iou"}
+    first = {}
+    for number, row in enumerate(json.loads(Path(file).read_text(encoding="utf-8")), 1):
+        first.setdefault(row.get("verifier_type"), f"{file}:{number}")
+    assert made.kinds_in_use == {kind: first[kind] for kind in ("iou", "mcq")}
 
 
 def test_errors_say_what_to_do(data: SyntheticPaths, tmp_path: Path) -> None:
@@ -267,6 +292,65 @@ def test_with_skip_the_next_row_stands_in_for_a_broken_image(
     assert origins(batch)[50] == origins(batch)[0]
     assert "docvqa/bad.png" in caplog.text
     assert "rows.json:1 stands in for it" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty rows of vg whose boxes stand on the padded square: images of 80 x 60 begin at 10 / 80 = 0.125."""
+    root = tmp_path_factory.mktemp("framed")
+    (root / "vg" / "VG_100K").mkdir(parents=True)
+    rows = []
+    for number in range(20):
+        name = f"vg/VG_100K/{number}.png"
+        Image.new("RGB", (80, 60)).save(root / name)
+        rows.append(
+            {"id": str(number), "image": name, "question": "?", "gt": [0.0, 0.25, 0.5, 0.5], "verifier_type": "iou"}
+        )
+    (root / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    return root
+
+
+def framed_module(root: Path, stage: str | None = "fit", **changes: Any) -> VLAAThinkingDataModule:
+    made = VLAAThinkingDataModule(
+        split="grpo",
+        data_file=str(root / "rows.json"),
+        image_root=str(root),
+        batch_size=5,
+        eval_batch_size=5,
+        num_workers=0,
+        **changes,
+    )
+    made.attach_processor(FakeProcessor())
+    made.prepare_data()
+    if stage is not None:
+        made.setup(stage)
+    return made
+
+
+def test_boxes_on_the_padded_square_reach_the_prompts_as_fractions_of_the_image(framed: Path) -> None:
+    def truths(**changes: Any) -> set[str]:
+        made = framed_module(framed, val_count=5, **changes)
+        loaders: list[Any] = [made.train_dataloader(), made.val_dataloader()]
+        return {prompt.record.truth for loader in loaders for batch in loader for prompt in batch.prompts}
+
+    assert truths() == truths(truth_boxes={"coco": "padded_square"}) == {"[0.0, 0.25, 0.5, 0.5]"}
+    # y: (0.25 * 80 - 10) / 60 = 1 / 6 and (0.5 * 80 - 10) / 60 = 1 / 2.
+    (truth,) = truths(truth_boxes={"vg": "padded_square"})
+    assert json.loads(truth) == pytest.approx([0.0, 1 / 6, 0.5, 0.5], abs=1e-12)
+
+
+@pytest.mark.parametrize(("stage", "warned"), [("fit", 1), ("validate", 1), ("test", 1), ("predict", 0)])
+def test_boxes_are_checked_on_load(framed: Path, caplog: pytest.LogCaptureFixture, stage: str, warned: int) -> None:
+    file = str(framed / "rows.json")
+    with caplog.at_level(logging.WARNING, "datamodules"):
+        framed_module(framed, stage, val_file=file, test_file=file, truth_boxes={"vg": "padded_square"})
+        made = on_rank(framed_module(framed, None, val_file=file, test_file=file), 1, 2)
+        made.setup(stage)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "datamodules"):
+        framed_module(framed, stage, val_file=file, test_file=file)
+    assert len(caplog.records) == warned
+    assert all("--data.truth_boxes '{vg: padded_square}'" in record.getMessage() for record in caplog.records)
 
 
 def test_images_for_logging(data: SyntheticPaths) -> None:
