@@ -113,7 +113,7 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise UsageError([f"lit-vlaa {name} cannot start: {error}; run `pip install lit-vlaa`"]) from error
-    parser = _ToolParser(prog=f"lit-vlaa {name}", description=inspect.getdoc(function) or tool.summary)
+    parser = _ToolParser(prog=f"lit-vlaa {name}", description=_prose(function) or tool.summary)
     if tool.output:
         parser.add_argument("--output_dir", type=Path, required=True, help="The folder to write to.")
     parser.add_function_arguments(function, as_positional=False, skip={tool.output} if tool.output else None)
@@ -125,6 +125,11 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         raise UsageError([str(error)]) from error
     return result if isinstance(result, int) else 0
+
+
+def _prose(function: Callable[..., Any]) -> str:
+    """A docstring without its sections: the flags have a help of their own."""
+    return (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
 
 
 def _underscored(word: str) -> str:

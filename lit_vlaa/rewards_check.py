@@ -25,7 +25,7 @@ from lit_vlaa.prompts import format_response
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rewards.wrong_answers import wrong_answer
-from lit_vlaa.types import Kind, Record, RewardRequest, RewardResult
+from lit_vlaa.types import Kind, Record, RewardRequest, RewardResult, Verifier
 
 Problem = Literal["unreadable_row", "unparsable_truth", "truth_earns_less", "mutant_paid"]
 
@@ -70,6 +70,7 @@ def run(
     sources: list[str] | None = None,
     max_rows: int | None = None,
     workers: int = 2,
+    verifiers: dict[Kind, Verifier] | None = None,
     output: Path | None = None,
 ) -> int:
     """Scores every ground truth of a file against itself and against a wrong answer, and tells what is paid wrongly.
@@ -84,6 +85,7 @@ def run(
         sources: Sources to check; null for all.
         max_rows: Stop after this many rows of these kinds and sources; null for all.
         workers: Math-Verify processes, for expressions that cannot be compared without it.
+        verifiers: Reward kinds of your own with their functions, as for `--model.verifiers`.
         output: File for all findings as JSON Lines; the report on the screen names ten rows of each.
 
     Returns:
@@ -107,7 +109,7 @@ def run(
         raise ValueError(f"{data} holds no row to check with --kinds {kinds} and --sources {sources}")
     if output is not None and output.resolve() == data.resolve():
         raise ValueError(f"--output {output} would overwrite --data; give another file")
-    reward = MixedReward(RewardConfig(math_workers=workers))
+    reward = MixedReward(RewardConfig(math_workers=workers), verifiers=verifiers)
     try:
         findings += check(records, reward)
     finally:

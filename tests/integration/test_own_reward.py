@@ -77,3 +77,11 @@ def test_without_the_line_the_row_is_named(
     message = capsys.readouterr().err
     assert re.search(r"rows.json:\d+: nothing scores verifier_type 'near'", message)
     assert "--model.verifiers" in message
+
+
+def test_the_rows_can_be_checked(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["rewards", "check", f"--data={workplace / 'rows.json'}"]
+    assert lit(*words, "--verifiers={near: near_reward.score}") == 0
+    assert re.search(r"clevr_math +near +\d+ +0 +0 +0", capsys.readouterr().out)
+    assert lit(*words) == 0
+    assert "no verifier of this kind here: near" in capsys.readouterr().out
