@@ -44,6 +44,9 @@ TOOLS = {
         "datamodules.synthetic:write_dataset", "write a generated data set in the VLAA-Thinking schema", "root"
     ),
     "rewards check": Tool("lit_vlaa.rewards_check:run", "score every ground truth of a file against itself"),
+    "rewards serve": Tool(
+        "lit_vlaa.rewards.scorers.server:serve", "host a scorer of open-ended answers for other environments"
+    ),
     "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
 }
 """Tools by command; a command may have two words."""

@@ -15,10 +15,12 @@ from lit_vlaa.generation import CachedGenerator
 from lit_vlaa.grpo import GRPOModule
 from lit_vlaa.lightning_cli import VLAACLI
 from lit_vlaa.sft import SFTModule
+from lit_vlaa.types import Preparable
 
 CONFIGS = ROOT / "configs"
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
-BASES = sorted(path for path in CONFIGS.rglob("*.yaml") if path not in TRAINERS)
+SCORERS = sorted((CONFIGS / "scorer").glob("*.yaml"))
+BASES = sorted(path for path in CONFIGS.rglob("*.yaml") if path not in {*TRAINERS, *SCORERS})
 PAPER = [CONFIGS / "sft.yaml", CONFIGS / "grpo.yaml"]
 Config = dict[str, Any]
 
@@ -43,6 +45,7 @@ def arguments(config: Config, part: str) -> Config:
 def test_there_are_configs() -> None:
     assert {"sft", "grpo", "quickstart/sft", "quickstart/grpo"} <= {name(path) for path in BASES}
     assert {"one_gpu", "eight_gpus", "cpu"} <= {path.stem for path in TRAINERS}
+    assert {"reward_model", "judge", "remote"} == {path.stem for path in SCORERS}
 
 
 @pytest.mark.parametrize("trainer", [None, *TRAINERS], ids=lambda path: path.stem if path else "alone")
@@ -98,6 +101,22 @@ def test_eight_gpus_shard_in_bfloat16(base: Path, capsys: pytest.CaptureFixture[
     assert (trainer["strategy"], trainer["devices"], trainer["precision"]) == ("fsdp2", 8, "bf16-mixed")
     assert batch % trainer["devices"] == 0
     assert arguments(config, "model").get("train_batch_size", batch) % trainer["devices"] == 0
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=name)
+def test_scorers_are_built(scorer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built: list[VLAACLI] = []
+    monkeypatch.setattr(VLAACLI, "_run_subcommand", lambda cli, _: built.append(cli))
+    flags = ["--model.backbone.path=tiny", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    assert lit("fit", f"--config={CONFIGS / 'grpo.yaml'}", f"--config={scorer}", *flags) == 0
+    (cli,) = built
+    written = yaml.safe_load(scorer.read_text())["model"]["init_args"]["scorer"]
+    chosen = cli.model.reward.open_ended.scorer
+    assert f"lit_vlaa.rewards.scorers.{type(chosen).__name__}" == written["class_path"]
+    assert isinstance(chosen, Preparable)
+    for key, value in written["init_args"].items():
+        if value is not None:
+            assert getattr(chosen, key) == value
 
 
 @pytest.mark.parametrize("base", BASES, ids=name)
