@@ -16,7 +16,8 @@ from datamodules.boxes import TruthBoxes, with_plain_truth
 from datamodules.images import ImageError, open_rgb
 from datamodules.rows import BadRecord
 from lit_vlaa.prompts import PromptConfig, build_messages
-from lit_vlaa.types import ChatProcessor, Prompt, Record, Sample
+from lit_vlaa.protocols import ChatProcessor
+from lit_vlaa.types import Prompt, Record, Sample
 
 _LOG = logging.getLogger(__name__)
 

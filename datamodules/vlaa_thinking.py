@@ -24,7 +24,8 @@ from datamodules.sampler import EpochSampler, ResumableLoader, StridedSampler
 from datamodules.sources import OTHER, SOURCES
 from datamodules.table import RecordTable
 from lit_vlaa.prompts import PromptConfig
-from lit_vlaa.types import KINDS, ChatProcessor, Kind, Record
+from lit_vlaa.protocols import ChatProcessor
+from lit_vlaa.types import KINDS, Kind, Record
 
 _LOG = logging.getLogger(__name__)
 

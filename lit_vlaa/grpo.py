@@ -24,12 +24,13 @@ from lit_vlaa.losses import clipped_surrogate, sequence_mean
 from lit_vlaa.metrics import RankMeans, RewardStats, timed
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.policy import PolicyModule
+from lit_vlaa.protocols import Scorer, Verifier
 from lit_vlaa.reward_guard import RewardGuard
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rollout import OpenImages, Rollout, Sampled, flatten, request_for, rollout_means, score
 from lit_vlaa.sequences import assemble, unflatten
-from lit_vlaa.types import Kind, PromptBatch, SamplingParams, Scorer, Verifier
+from lit_vlaa.types import Kind, PromptBatch, SamplingParams
 
 _ORIGIN = "reference_policy"
 _SCORES = "reference_scores"
@@ -75,7 +76,7 @@ class GRPOModule(PolicyModule):
             reward: Settings of the mixed reward.
             scorer: Judge of open-ended answers; null takes the embedded lexical one.
             verifiers: Reward kinds of your own: the name in the rows' `verifier_type`, and the function that judges an
-                answer (`lit_vlaa.types.Verifier`), such as `{color: my_rewards.color.score}`.
+                answer (`lit_vlaa.protocols.Verifier`), such as `{color: my_rewards.color.score}`.
             generator: Rollout engine; null takes the cached one.
             sampling: How completions are drawn, in training and in evaluation.
             group_size: Completions a prompt (paper: 4).

@@ -22,10 +22,11 @@ from datamodules.records import normalise
 from datamodules.rows import BadRecord, iter_rows
 from datamodules.sources import OTHER, SOURCES
 from lit_vlaa.prompts import format_response
+from lit_vlaa.protocols import Verifier
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rewards.wrong_answers import wrong_answer
-from lit_vlaa.types import Kind, Record, RewardRequest, RewardResult, Verifier
+from lit_vlaa.types import Kind, Record, RewardRequest, RewardResult
 
 Problem = Literal["unreadable_row", "unparsable_truth", "truth_earns_less", "mutant_paid"]
 

@@ -33,7 +33,7 @@ _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 class Processor:
-    """Turns samples into tokens and back (implements `lit_vlaa.types.ChatProcessor`)."""
+    """Turns samples into tokens and back (implements `lit_vlaa.protocols.ChatProcessor`)."""
 
     def __init__(
         self, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil, *, box_space: BoxSpace = "normalized"

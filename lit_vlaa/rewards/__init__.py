@@ -42,11 +42,11 @@ def score_response(
     box_space: BoxSpace = "normalized",
     image_size: tuple[int, int] | None = None,
 ) -> RewardResult:
-    """Scores one response with the default settings (open-ended answers by `scorers.LexicalScorer`).
+    r"""Scores one response with the default settings (open-ended answers by `scorers.LexicalScorer`).
 
     >>> score_response("<think>4 - 1</think><answer>3</answer>", kind="digit", truth=3).value
     1.0
-    >>> score_response("<answer>(B)</answer>", kind="mcq", truth="B", question="Which?\\nA: 4\\nB: 6").value
+    >>> score_response("<answer>(B)</answer>", kind="mcq", truth="B", question="Which?\nA: 4\nB: 6").value
     1.0
     >>> score_response("<answer>y = 5 sin(5x)</answer>", kind="math", truth="f(x) = -5 * sin(-5 * x)").value
     1.0

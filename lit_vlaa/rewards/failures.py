@@ -76,9 +76,7 @@ class FailureWatch:
                     for status in FAILURES
                     if summed[STATUSES.index(status)]
                 )
-                reasons.append(
-                    f"{_failed(summed)} of the latest {total} {kind} answers had no verdict ({by_status})"
-                )
+                reasons.append(f"{_failed(summed)} of the latest {total} {kind} answers had no verdict ({by_status})")
         if not reasons:
             return None
         return f"{'; '.join(reasons)}; more than --model.reward.max_failed {self.most} allows"

@@ -14,13 +14,14 @@ from types import MappingProxyType
 from typing import Any
 
 from lit_vlaa.answers import extract_answer
+from lit_vlaa.protocols import Preparable, Scorer, Verifier
 from lit_vlaa.rewards import digit, iou, math, mcq
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.errors import UnparsableTruthError
 from lit_vlaa.rewards.quality import OpenEndedVerifier
 from lit_vlaa.rewards.scorers import LexicalScorer
 from lit_vlaa.rewards.workers import MathPool
-from lit_vlaa.types import KINDS, Kind, Preparable, RewardRequest, RewardResult, RewardStatus, Scorer, Verifier
+from lit_vlaa.types import KINDS, Kind, RewardRequest, RewardResult, RewardStatus
 
 _log = logging.getLogger(__name__)
 

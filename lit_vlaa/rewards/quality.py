@@ -8,10 +8,11 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_vlaa.protocols import Scorer
 from lit_vlaa.rewards import open_ended
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.scorers import similarity_baseline
-from lit_vlaa.types import RewardRequest, RewardStatus, Scorer
+from lit_vlaa.types import RewardRequest, RewardStatus
 
 _log = logging.getLogger(__name__)
 

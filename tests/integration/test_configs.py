@@ -14,8 +14,8 @@ from helpers.launch import ROOT
 from lit_vlaa.generation import CachedGenerator
 from lit_vlaa.grpo import GRPOModule
 from lit_vlaa.lightning_cli import VLAACLI
+from lit_vlaa.protocols import Preparable
 from lit_vlaa.sft import SFTModule
-from lit_vlaa.types import Preparable
 
 CONFIGS = ROOT / "configs"
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))

@@ -66,6 +66,12 @@ def test_types_import_torch_only() -> None:
     assert third_party(by_name("lit_vlaa.types")) == {"torch"}
 
 
+def test_protocols_import_types_only() -> None:
+    path = by_name("lit_vlaa.protocols")
+    assert third_party(path) == {"torch", "lit_vlaa"}
+    assert own(path) == {"lit_vlaa.types"}
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_pure_maths_import_torch_and_types_only(name: str) -> None:
     path = by_name(name)
@@ -86,6 +92,7 @@ def below(package: str) -> list[Path]:
 def test_datamodules_import_types_and_prompts_only(path: Path) -> None:
     assert {name for name in own(path) if within(name, ("lit_vlaa", "callbacks"))} <= {
         "lit_vlaa.types",
+        "lit_vlaa.protocols",
         "lit_vlaa.prompts",
     }
 

@@ -1,12 +1,15 @@
-"""Judges of open-ended answers behind the protocol `lit_vlaa.types.Scorer`."""
+"""Judges of open-ended answers behind the protocol `lit_vlaa.protocols.Scorer`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from lit_vlaa.rewards.scorers.judge import ChatJudge
 from lit_vlaa.rewards.scorers.lexical import LexicalScorer
+from lit_vlaa.rewards.scorers.remote import RemoteScorer
+from lit_vlaa.rewards.scorers.reward_model import RewardModelScorer
 
-__all__ = ["LexicalScorer", "similarity_baseline"]
+__all__ = ["ChatJudge", "LexicalScorer", "RemoteScorer", "RewardModelScorer", "similarity_baseline"]
 
 
 def similarity_baseline(scorer: Any) -> float | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from lit_vlaa.rewards.open_ended import escape_template_tokens
 
 if TYPE_CHECKING:
     from lit_vlaa.types import RewardRequest
@@ -12,15 +15,24 @@ if TYPE_CHECKING:
 MAX_CHARS = 4000
 """What is compared of a text; the rest is cut."""
 
+_CHAR_ORDERS, _WORD_ORDERS = 6, 2
+_RECALL_WEIGHT = 2**2
+_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+Counts = tuple[Counter[str], ...]
+"""n-grams of a text and how often each occurs: characters of orders 1 to 6, then words of orders 1 and 2."""
+
 
 class LexicalScorer:
-    """chrF (overlap of character and word n-grams, case ignored) with the row's truth.
+    """chrF++ (overlap of character and word n-grams, case ignored) with the row's truth.
 
     Scores go from 0 (nothing shared) to `scale` (the same text), as a share of what a verbatim copy gets.
 
     A stand-in where no reward model is at hand: it sees neither image nor meaning. Unrelated English sentences share
     about 0.2 of their n-grams; the default baseline sits there, so that only more than that is paid. With the reward's
     default b of 0.2 a chrF of 0.3 then pays 0.33, 0.5 pays 0.70 and a verbatim copy 0.96.
+
+    Source: Popović, "chrF++: words helping character n-grams" (2017).
 
     Args:
         scale: Score of a verbatim copy.
@@ -41,22 +53,51 @@ class LexicalScorer:
         """
         scores: list[float | None] = []
         for request, answer in zip(requests, answers, strict=True):
-            truth, text = request.truth.strip()[:MAX_CHARS], answer.strip()[:MAX_CHARS]
-            if not truth:
-                scores.append(None)
-            elif not text:
-                scores.append(0.0)
-            else:
-                # A text of a few letters has no long n-grams, and so less than 1 even with itself.
-                similar, most = _chrf(text, truth), _chrf(truth, truth)
-                scores.append(self.scale * min(max(similar / most, 0.0), 1.0) if most > 0 else 0.0)
+            truth = _counts(request.truth.strip()[:MAX_CHARS])
+            # A text of a few letters has no long n-grams, and so less than 1 even with itself.
+            most = similarity(truth, truth)
+            scores.append(self.scale * similarity(count(answer), truth) / most if most > 0 else None)
         return scores
 
 
-@lru_cache(maxsize=2**14)
-def _chrf(given: str, truth: str) -> float:
-    """Sentence chrF; kept, because a policy that converges repeats itself and torchmetrics takes milliseconds."""
-    import torch  # noqa: PLC0415
-    from torchmetrics.functional.text import chrf_score  # noqa: PLC0415 - slow to import
+def _tokens(text: str) -> Iterator[str]:
+    """Words; a punctuation mark at the end of one, or else at its start, is a word of its own."""
+    for word in text.split():
+        if len(word) > 1 and word[-1] in _PUNCTUATION:
+            yield from (word[:-1], word[-1])
+        elif len(word) > 1 and word[0] in _PUNCTUATION:
+            yield from (word[0], word[1:])
+        else:
+            yield word
 
-    return float(torch.as_tensor(chrf_score([given], [[truth]], lowercase=True)))
+
+def count(text: str) -> Counts:
+    """Counts a text's n-grams; what comes after its first `MAX_CHARS` characters is left out."""
+    text = escape_template_tokens(text.strip()[:MAX_CHARS]).lower()  # answers come escaped; so the truth is read alike
+    letters, words = "".join(text.split()), list(_tokens(text))
+    characters = (
+        Counter(letters[start : start + order] for start in range(len(letters) - order + 1))
+        for order in range(1, _CHAR_ORDERS + 1)
+    )
+    phrases = (
+        Counter(" ".join(words[start : start + order]) for start in range(len(words) - order + 1))
+        for order in range(1, _WORD_ORDERS + 1)
+    )
+    return *characters, *phrases
+
+
+@lru_cache(maxsize=8)
+def _counts(text: str) -> Counts:
+    """`count`, kept for the answers of one group, which share their truth."""
+    return count(text)
+
+
+def similarity(given: Counts, truth: Counts) -> float:
+    """Returns chrF++ in [0, 1]: the mean over all orders of the F-score in which recall counts twice."""
+    scores = []
+    for mine, wanted in zip(given, truth, strict=True):
+        matches = (mine & wanted).total()
+        precision, recall = matches / max(mine.total(), 1), matches / max(wanted.total(), 1)
+        weighted = _RECALL_WEIGHT * precision + recall
+        scores.append((1 + _RECALL_WEIGHT) * precision * recall / weighted if weighted else 0.0)
+    return sum(scores) / len(scores)

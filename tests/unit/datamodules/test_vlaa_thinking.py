@@ -224,7 +224,7 @@ def test_the_kinds_in_use_are_named_with_their_first_rows(data: SyntheticPaths) 
     made = module(data, split="grpo", kinds=["mcq", "iou"])
     file = str(data.data_file("grpo"))
     assert set(made.kinds_in_use) == {"mcq", "iou"}
-    first = {}
+    first: dict[str, str] = {}
     for number, row in enumerate(json.loads(Path(file).read_text(encoding="utf-8")), 1):
         first.setdefault(row.get("verifier_type"), f"{file}:{number}")
     assert made.kinds_in_use == {kind: first[kind] for kind in ("iou", "mcq")}

@@ -220,7 +220,7 @@ def test_a_kind_of_ones_own(answer: str, truth: str, value: float, status: Rewar
 
 
 def test_a_kind_needs_a_plain_name() -> None:
-    with pytest.raises(ValueError, match="--model.verifiers: 'Two Words'"):
+    with pytest.raises(ValueError, match=r"--model\.verifiers: 'Two Words'"):
         MixedReward(verifiers={"Two Words": words})
 
 

@@ -31,10 +31,11 @@ from helpers.reward_models import (
 )
 from lit_vlaa.backbone import BackboneConfig, Processor
 from lit_vlaa.backbone.value_head import ValueHeadModel
+from lit_vlaa.protocols import Preparable
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rewards.scorers import RewardModelScorer
-from lit_vlaa.types import ModelInputs, Preparable, RewardRequest
+from lit_vlaa.types import ModelInputs, RewardRequest
 
 
 @pytest.fixture(autouse=True)
