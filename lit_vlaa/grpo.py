@@ -2,10 +2,9 @@
 
 Departures from the paper (section on RL training):
 
-1. The KL coefficient is fixed; the paper steers it towards a target.
-2. Completions without a verdict (a verifier failed or ran out of time) are left out of their group and of the loss.
-3. Policy and sampler are the same distribution: temperature and banned vision tokens apply to both.
-4. Peak learning rate and completion limit are not stated there; the defaults are ours.
+1. Completions without a verdict (a verifier failed or ran out of time) are left out of their group and of the loss.
+2. Policy and sampler are the same distribution: temperature and banned vision tokens apply to both.
+3. Peak learning rate and completion limit are not stated there; the defaults are ours.
 """
 
 from __future__ import annotations
@@ -17,27 +16,38 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_vlaa.advantages import zero_variance
+from lit_vlaa.algorithm import AdvantageConfig, KLConfig, LossConfig
 from lit_vlaa.backbone import Backbone, BackboneConfig
 from lit_vlaa.generation.protocol import Generator
-from lit_vlaa.kl import k3
-from lit_vlaa.losses import clipped_surrogate, sequence_mean
-from lit_vlaa.metrics import RankMeans, RewardStats, timed
+from lit_vlaa.kl import ESTIMATORS, AdaptiveCoefficient
+from lit_vlaa.metrics import RankMeans, timed
+from lit_vlaa.objective import Scored, Totals, grpo_objective
 from lit_vlaa.optim import OptimConfig
-from lit_vlaa.policy import PolicyModule
 from lit_vlaa.protocols import Scorer, Verifier
-from lit_vlaa.reward_guard import RewardGuard
+from lit_vlaa.rewarded import RewardedModule
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
-from lit_vlaa.rollout import OpenImages, Rollout, Sampled, flatten, request_for, rollout_means, score
+from lit_vlaa.rollout import (
+    Experience,
+    Sampled,
+    flatten,
+    judge,
+    replace_groups,
+    rollout_means,
+    table,
+    with_advantages,
+)
 from lit_vlaa.sequences import assemble, unflatten
-from lit_vlaa.types import Kind, PromptBatch, SamplingParams
+from lit_vlaa.types import Kind, Prompt, PromptBatch, RewardResult, SamplingParams
 
 _ORIGIN = "reference_policy"
 _SCORES = "reference_scores"
+_COEFFICIENT = "kl_coefficient"
 _POLICY_MEANS = ("policy/loss", "policy/kl", "policy/clipped", "policy/ratio", "policy/entropy", "policy/sampler_gap")
 
 
-class GRPOModule(PolicyModule):
+class GRPOModule(RewardedModule):
     """Improves the backbone on the RL split by sampling, scoring and a clipped policy gradient.
 
     One batch of the data module is one rollout. Logged by optimiser step: `reward/*`, `rollout/*`, `policy/*`,
@@ -58,9 +68,9 @@ class GRPOModule(PolicyModule):
         group_size: int = 4,
         train_batch_size: int = 256,
         num_iterations: int = 1,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        beta: float = 1e-3,
+        loss: LossConfig = LossConfig(),
+        kl: KLConfig = KLConfig(),
+        advantage: AdvantageConfig = AdvantageConfig(),
         old_logprobs: Literal["learner", "sampler"] = "learner",
         max_grad_norm: float = 1.0,
         max_tokens_per_micro_batch: int = 8192,
@@ -83,10 +93,9 @@ class GRPOModule(PolicyModule):
             train_batch_size: Prompts in one optimiser step over all ranks (paper: 256); divides the data module's
                 `batch_size`, which counts the prompts of one rollout (paper: 512).
             num_iterations: Passes over a rollout.
-            clip_low: How far below 1 the probability ratio may count.
-            clip_high: How far above 1 the probability ratio may count.
-            beta: Weight of the divergence from the starting policy (paper, KL2: 1e-3 at the start); 0 needs no
-                reference model.
+            loss: The clipped surrogate and how its tokens are weighed.
+            kl: Divergence from the policy that the run started from.
+            advantage: From rewards to advantages.
             old_logprobs: Where the ratio's denominator comes from when a rollout gives several steps: a forward pass
                 before the update, or the sampler's own numbers (one pass less; exact only in float32).
             max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
@@ -105,6 +114,7 @@ class GRPOModule(PolicyModule):
             sampling=sampling,
             generator=generator,
             seed=seed,
+            reward=MixedReward(reward, scorer, verifiers),
         )
         for name, value, least in (
             ("group_size", group_size, 2),
@@ -113,22 +123,18 @@ class GRPOModule(PolicyModule):
         ):
             if value < least:
                 raise ValueError(f"--model.{name} must be at least {least}, got {value}")
-        for name, number in (("clip_low", clip_low), ("clip_high", clip_high), ("beta", beta)):
-            if not number >= 0:
-                raise ValueError(f"--model.{name} must be 0 or positive, got {number}")
+        if loss.importance_cap is not None and old_logprobs == "sampler":
+            raise ValueError("--model.loss.importance_cap needs --model.old_logprobs learner: the sampler's own are 1")
         if sampling.temperature == 0:
             raise ValueError("--model.sampling.temperature must be positive for GRPO: greedy groups have no variance")
-        self.reward = MixedReward(reward, scorer, verifiers)
-        self.guard = RewardGuard(self.reward)
         self.group_size = group_size
         self.train_batch_size = train_batch_size
         self.num_iterations = num_iterations
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.beta = beta
+        self.loss = loss
+        self.kl = kl
+        self.advantage = advantage
+        self.kl_coefficient = AdaptiveCoefficient(kl.coefficient, target=kl.target, horizon=kl.horizon)
         self.old_logprobs = old_logprobs
-        self._latest: dict[str, float] = {}
-        self.eval_stats = RewardStats(self.guard.kinds)
         # Held in a list so that it is no submodule: it has no place in checkpoints, optimiser or DDP.
         self._reference: list[Backbone] = []
 
@@ -146,19 +152,10 @@ class GRPOModule(PolicyModule):
             )
         return self.num_iterations * (rollout // self.train_batch_size)
 
-    def setup(self, stage: str) -> None:
-        """Finds out before any work whether the rows' kinds can be scored and whether the scorer answers.
-
-        Raises:
-            ValueError: If not; the message names the flag and the remedy.
-        """
-        if stage != "predict":
-            self.guard.prepare(getattr(self.trainer.datamodule, "kinds_in_use", {}))  # type: ignore[attr-defined]
-
     def configure_model(self) -> None:
-        """Builds policy and, for training with `beta` above 0, the frozen reference."""
+        """Builds policy and, for training with a divergence, the frozen reference."""
         super().configure_model()
-        if self.beta > 0 and self.trainer.training and not self._reference:
+        if self.kl.coefficient > 0 and self.trainer.training and not self._reference:
             reference = self.build(self.backbone_config).requires_grad_(False).eval()
             self.trainer.precision_plugin.convert_module(reference)
             self._reference.append(reference if self.device_mesh is not None else reference.to(self.device))
@@ -168,6 +165,7 @@ class GRPOModule(PolicyModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint[_ORIGIN] = self._origin()
         checkpoint[_SCORES] = self.guard.state()
+        checkpoint[_COEFFICIENT] = self.kl_coefficient.value
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with another reference policy.
@@ -176,8 +174,10 @@ class GRPOModule(PolicyModule):
             ValueError: If the run started from other weights; the message says what to give.
         """
         self.guard.load_state(checkpoint.get(_SCORES, {}))
+        if self.kl.target is not None:
+            self.kl_coefficient.value = checkpoint.get(_COEFFICIENT, self.kl_coefficient.value)
         origin = checkpoint.get(_ORIGIN)
-        if origin is not None and origin != self._origin() and self.trainer.training and self.beta > 0:
+        if origin is not None and origin != self._origin() and self.trainer.training and self.kl.coefficient > 0:
             given = " ".join(f"--model.{name} {value or 'null'}" for name, value in origin.items())
             raise ValueError(f"the checkpoint's run measures its KL from other weights; resume it with {given}")
 
@@ -187,37 +187,25 @@ class GRPOModule(PolicyModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
         """One rollout and its optimiser steps."""
         seconds: dict[str, float] = {}
-        with timed(seconds, "generate"):
-            groups = self.complete(batch.prompts, group_size=self.group_size)
-        sampled = flatten(batch.prompts, groups, self.processor.decode)
-        steps = self.steps_per_batch()
-        rows = range(len(sampled.completions))
-        old = [completion.logprobs for completion in sampled.completions]
-        reference: list[Tensor] | None = None
-        # Verifiers work in processes and over networks: let them, while the device scores the same completions.
-        with self.guard.judging(partial(score, sampled, self.reward, self._open_images), self.device) as verdicts:
-            if steps > 1 and self.old_logprobs == "learner":
-                with timed(seconds, "old_logprobs"):
-                    old = self._score_rows(self.backbone, sampled, rows)
-            if self._reference:
-                with timed(seconds, "reference"):
-                    reference = self._score_rows(self._reference[0], sampled, rows)
-            with timed(seconds, "reward_wait"):
-                rollout, seconds["reward"] = verdicts.result()
+        experience = self._collect(batch.prompts, seconds)
+        rollout = experience.rollout
         means = RankMeans(_POLICY_MEANS)
         norms: list[float] = []
         with timed(seconds, "update"):
-            for chunk in self._chunks(rows):
+            for chunk in self._chunks(range(len(rollout.completions))):
                 if 0 < self.trainer.max_steps <= self.global_step:
                     break
                 learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-                norms.append(self._update(rollout, chunk, None if steps == 1 else old, reference, means))
+                norms.append(self._update(experience, chunk, means))
         tokens = sum(completion.token_ids.numel() for completion in rollout.completions)
         total_tokens = float(self.sum_over_ranks(torch.tensor(float(tokens))))
         values = rollout_means(rollout, self.guard.kinds).reduce(self.sum_over_ranks)
         values |= means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
-        self._latest = {
+        if experience.reference is not None:
+            values["policy/kl_coefficient"] = self.kl_coefficient.value
+        self.latest = {
             **values,
+            "rollout/resampled": experience.resampled,
             "rollout/step": float(self.trainer.fit_loop.epoch_loop.total_batch_idx + 1),
             "policy/grad_norm": sum(norms) / len(norms),
             "optim/lr": learning_rate,
@@ -225,78 +213,111 @@ class GRPOModule(PolicyModule):
             **{f"time/{phase}": value for phase, value in seconds.items()},
             "time/step": sum(value for phase, value in seconds.items() if phase != "reward"),
         }
-        self.log_train(self._latest)
+        if "policy/kl" in values:
+            completions = self.group_size * self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            self.kl_coefficient.update(values["policy/kl"], completions)
+        self.log_train(self.latest)
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
         return {"rollout": rollout.groups()}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Ends the run, with a checkpoint, where the reward has come to nothing.
+    def _collect(self, prompts: Sequence[Prompt], seconds: dict[str, float]) -> Experience:
+        """Completions, their verdicts and advantages, and what policy and reference thought of them."""
+        with timed(seconds, "generate"):
+            sampled = self._sample(prompts)
+        settled: tuple[RewardResult, ...] | None = None
+        resampled = 0.0
+        if self.advantage.resample:
+            with timed(seconds, "resample"):
+                sampled, settled, resampled = self._resample(sampled)
+        rows = range(len(sampled.completions))
+        old: list[Tensor] | None = None
+        reference: list[Tensor] | None = None
+        # Verifiers work in processes and over networks: let them, while the device scores the same completions.
+        work = partial(judge, sampled, self.reward, self.open_images) if settled is None else lambda: settled
+        with self.guard.judging(work, self.device) as verdicts:
+            if self.steps_per_batch() > 1:
+                old = [completion.logprobs for completion in sampled.completions]
+                if self.old_logprobs == "learner":
+                    with timed(seconds, "old_logprobs"):
+                        old = self._score_rows(self.backbone, sampled, rows)
+            if self._reference:
+                with timed(seconds, "reference"):
+                    reference = self._score_rows(self._reference[0], sampled, rows)
+            with timed(seconds, "reward_wait"):
+                results, seconds["reward"] = verdicts.result()
+        rollout = with_advantages(
+            sampled,
+            results,
+            self.advantage,
+            limit=self.sampling.max_new_tokens,
+            divergence=self._divergence(sampled, old, reference) if self.kl.place == "reward" else None,
+            sum_over_ranks=self.sum_over_ranks,
+        )
+        return Experience(rollout=rollout, old=old, reference=reference, resampled=resampled)
 
-        Raises:
-            RunStopped: If more verifications failed than `reward.max_failed` allows.
-        """
-        self.guard.stop_if_decided(self.trainer, self._latest)
+    def _sample(self, prompts: Sequence[Prompt], attempt: int = 0) -> Sampled:
+        groups = self.complete(prompts, group_size=self.group_size, attempt=attempt)
+        return flatten(prompts, groups, self.processor.decode)
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Reward of one completion a held-out prompt, drawn as in training."""
-        self._evaluate(batch)
+    def _resample(self, sampled: Sampled) -> tuple[Sampled, tuple[RewardResult, ...], float]:
+        """Draws groups without differences again; also gives the share of groups that were drawn again."""
+        results = judge(sampled, self.reward, self.open_images)
+        again = 0.0
+        for attempt in range(1, self.advantage.resample + 1):
+            flat = zero_variance(*table(results, self.group_size))
+            places = flat.nonzero().flatten().tolist()
+            drawn, groups = self.sum_over_ranks(torch.tensor([float(len(places)), float(flat.numel())])).tolist()
+            if not drawn:
+                break
+            again = max(again, drawn / groups)
+            fresh = self._sample([sampled.prompts[place] for place in places], attempt)
+            verdicts = judge(fresh, self.reward, self.open_images) if places else ()
+            sampled, results = replace_groups(sampled, results, places, fresh, verdicts)
+        return sampled, results, again
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Reward of one completion a test prompt, drawn as in training."""
-        self._evaluate(batch)
+    def _divergence(self, sampled: Sampled, old: list[Tensor] | None, reference: list[Tensor] | None) -> Tensor | None:
+        """`[B * G]` sum over each completion's tokens, with the present coefficient."""
+        if reference is None:
+            return None
+        policy = [completion.logprobs for completion in sampled.completions] if old is None else old
+        estimate = ESTIMATORS[self.kl.estimator]
+        sums = [estimate(mine.cpu(), other.cpu()).sum() for mine, other in zip(policy, reference, strict=True)]
+        return self.kl_coefficient.value * torch.stack(sums)
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the rewards of all ranks."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the rewards of all ranks."""
-        self._log_evaluation("test")
-
-    def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """Ends the reward's worker processes."""
-        self.reward.close()
-
-    @property
-    def _open_images(self) -> OpenImages | None:
-        return getattr(self.trainer.datamodule, "open_images", None)  # type: ignore[attr-defined]
-
-    def _update(
-        self,
-        rollout: Rollout,
-        rows: Sequence[int],
-        old: list[Tensor] | None,
-        reference: list[Tensor] | None,
-        means: RankMeans,
-    ) -> float:
-        judged = rollout.valid.flatten()
-        sequences = float(self.sum_over_ranks(judged[list(rows)].sum().float()))
+    def _update(self, experience: Experience, rows: Sequence[int], means: RankMeans) -> float:
+        rollout = experience.rollout
+        taken = rollout.valid.flatten().clone()
+        if self.loss.mask_truncated:
+            taken &= torch.tensor([completion.finish != "length" for completion in rollout.completions])
+        lengths = torch.tensor([completion.token_ids.numel() for completion in rollout.completions])
+        counts = torch.stack([taken[list(rows)].sum(), (taken * lengths)[list(rows)].sum()]).float()
+        sequences, tokens = self.sum_over_ranks(counts).tolist()
         if not sequences:
-            return 0.0  # nothing was judged; a step on no gradient would still move weights by momentum and decay
+            return 0.0  # nothing to learn from; a step on no gradient would still move weights by momentum and decay
 
         def loss_of(part: range) -> Tensor:
             chosen = [rows[index] for index in part]
             inputs, scores = self._forward(self.backbone, rollout, chosen)
-            mask = inputs.target_mask & judged[chosen].to(self.device)[:, None]
+            place = partial(self._gathered, rows=chosen, mask=inputs.target_mask)
             logprobs = unflatten(scores.logprobs, inputs.target_mask)
-            sampled = self._gathered([c.logprobs for c in rollout.completions], chosen, inputs.target_mask)
-            before = logprobs.detach() if old is None else self._gathered(old, chosen, inputs.target_mask)
-            advantages = rollout.advantages.flatten()[chosen].to(self.device)
-            surrogate = clipped_surrogate(
-                logprobs, before, advantages, clip_low=self.clip_low, clip_high=self.clip_high
+            loss, stats = grpo_objective(
+                Scored(
+                    logprobs=logprobs,
+                    old_logprobs=logprobs.detach() if experience.old is None else place(experience.old),
+                    sampler_logprobs=place([completion.logprobs for completion in rollout.completions]),
+                    ref_logprobs=None if experience.reference is None else place(experience.reference),
+                    advantages=rollout.advantages.flatten()[chosen].to(self.device),
+                    mask=inputs.target_mask & taken[chosen].to(self.device)[:, None],
+                ),
+                self.loss,
+                self.kl,
+                coefficient=self.kl_coefficient.value,
+                totals=Totals(sequences=sequences, tokens=tokens),
+                limit=self.sampling.max_new_tokens,
             )
-            per_token = surrogate.loss
-            tokens = mask.sum()
-            if reference is not None:
-                divergence = k3(logprobs, self._gathered(reference, chosen, inputs.target_mask))
-                per_token = per_token + self.beta * divergence
-                means.add("policy/kl", (divergence * mask).sum(), tokens)
-            loss = sequence_mean(per_token, mask, sequences=sequences)
-            means.add("policy/loss", loss * sequences, mask.any(1).sum())
-            means.add("policy/clipped", (surrogate.clipped & mask).sum(), tokens)
-            means.add("policy/ratio", (surrogate.ratio * mask).sum(), tokens)
             means.add("policy/entropy", scores.entropy.sum(), scores.entropy.numel())
-            means.add("policy/sampler_gap", ((logprobs.detach() - sampled).abs() * mask).sum(), tokens)
+            for name, (total, weight) in stats.items():
+                means.add(name, total, weight)
             return loss
 
         return self.take_step([rollout.length(row) for row in rows], loss_of)
@@ -326,17 +347,3 @@ class GRPOModule(PolicyModule):
 
     def _gathered(self, per_row: Sequence[Tensor], rows: Sequence[int], mask: Tensor) -> Tensor:
         return unflatten(torch.cat([per_row[row] for row in rows]).to(mask.device), mask)
-
-    def _evaluate(self, batch: PromptBatch) -> None:
-        groups = self.complete(batch.prompts, group_size=1, step=0)
-        texts = [self.processor.decode(group[0].token_ids) for group in groups]
-        pairs = zip(batch.prompts, texts, strict=True)
-        results = self.reward([request_for(prompt, text, self._open_images) for prompt, text in pairs])
-        for prompt, result in zip(batch.prompts, results, strict=True):
-            if not prompt.padding:
-                self.eval_stats.update(result.kind, result.value if result.judged else None)
-
-    def _log_evaluation(self, stage: str) -> None:
-        values = self.eval_stats.compute()
-        self.eval_stats.reset()
-        self.log_dict({**{f"{stage}/{name}": value for name, value in values.items()}, "step": float(self.global_step)})

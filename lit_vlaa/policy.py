@@ -183,7 +183,7 @@ class PolicyModule(LightningModule):
             self.backbone.train(training)
 
     def complete(
-        self, prompts: Sequence[Prompt], *, group_size: int, step: int | None = None
+        self, prompts: Sequence[Prompt], *, group_size: int, step: int | None = None, attempt: int = 0
     ) -> list[list[Completion]]:
         """Samples completions from the policy.
 
@@ -191,8 +191,9 @@ class PolicyModule(LightningModule):
             prompts: This rank's prompts.
             group_size: Completions a prompt.
             step: Names the randomness beside the seed; None takes the current optimiser step.
+            attempt: How often these prompts were drawn before at this step.
         """
-        key = RolloutKey(seed=self._rollout_seed(), step=self.global_step if step is None else step)
+        key = RolloutKey(seed=self._rollout_seed(), step=self.global_step if step is None else step, attempt=attempt)
         with self.rollout_mode():
             return self.engine.generate(self.backbone, prompts, group_size=group_size, params=self.sampling, key=key)
 

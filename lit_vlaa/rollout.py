@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_vlaa.advantages import group_advantages, zero_variance
+from lit_vlaa.advantages import deviation, group_advantages, length_penalty, moments, zero_variance
+from lit_vlaa.algorithm import AdvantageConfig
 from lit_vlaa.metrics import RankMeans
 from lit_vlaa.types import Completion, Kind, Prompt, Record, RewardRequest, RewardResult, ScoredGroup
 
@@ -79,6 +80,19 @@ class Rollout(Sampled):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """A rollout with all that the update needs beside the policy itself."""
+
+    rollout: Rollout
+    old: list[Tensor] | None
+    """Per row `[C]` log-probabilities that the ratio is taken against; None where the update's own are the same."""
+    reference: list[Tensor] | None
+    """Per row `[C]` log-probabilities under the reference policy; None without one."""
+    resampled: float
+    """Share of groups over all ranks that were drawn again."""
+
+
 def flatten(
     prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], decode: Callable[[Tensor], str]
 ) -> Sampled:
@@ -93,12 +107,12 @@ def flatten(
     return Sampled(tuple(prompts), completions, tuple(decode(completion.token_ids) for completion in completions))
 
 
-def score(
+def judge(
     sampled: Sampled,
     reward: Callable[[Sequence[RewardRequest]], list[RewardResult]],
     open_images: OpenImages | None = None,
-) -> Rollout:
-    """Scores completions and turns the rewards into advantages.
+) -> tuple[RewardResult, ...]:
+    """Scores completions.
 
     Args:
         sampled: The completions.
@@ -106,20 +120,82 @@ def score(
         open_images: Opens a record's images, for scorers that look at them.
     """
     size = sampled.group_size
-    requests = [
-        request_for(sampled.prompts[index // size], text, open_images) for index, text in enumerate(sampled.texts)
+    return tuple(
+        reward([request_for(sampled.prompts[row // size], text, open_images) for row, text in enumerate(sampled.texts)])
+    )
+
+
+def table(results: Sequence[RewardResult], group_size: int) -> tuple[Tensor, Tensor]:
+    """Rewards `[B, G]` float32 and, at the same places, whether a verdict was reached."""
+    rewards = torch.tensor([result.value for result in results]).view(-1, group_size)
+    return rewards, torch.tensor([result.judged for result in results]).view(-1, group_size)
+
+
+def replace_groups(
+    sampled: Sampled,
+    results: Sequence[RewardResult],
+    places: Sequence[int],
+    fresh: Sampled,
+    again: Sequence[RewardResult],
+) -> tuple[Sampled, tuple[RewardResult, ...]]:
+    """Puts groups that were drawn again in place of the old ones, where their rewards now differ.
+
+    Args:
+        sampled: All completions.
+        results: Their verdicts.
+        places: Which prompts were drawn again.
+        fresh: The new completions of these prompts, in order.
+        again: Their verdicts.
+    """
+    size = sampled.group_size
+    completions, texts, verdicts = list(sampled.completions), list(sampled.texts), list(results)
+    flat = zero_variance(*table(again, size)).tolist() if places else []
+    for index, place in enumerate(places):
+        if not flat[index]:
+            old, new = slice(place * size, (place + 1) * size), slice(index * size, (index + 1) * size)
+            completions[old], texts[old], verdicts[old] = fresh.completions[new], fresh.texts[new], again[new]
+    return Sampled(sampled.prompts, tuple(completions), tuple(texts)), tuple(verdicts)
+
+
+def with_advantages(
+    sampled: Sampled,
+    results: Sequence[RewardResult],
+    config: AdvantageConfig,
+    *,
+    limit: int,
+    divergence: Tensor | None,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+) -> Rollout:
+    """Turns verdicts into advantages.
+
+    Args:
+        sampled: The completions.
+        results: Their verdicts.
+        config: Scale, weights and length penalty.
+        limit: Most tokens of a completion.
+        divergence: `[B * G]` to subtract from the rewards (KL in the reward, with its coefficient); None for nothing.
+        sum_over_ranks: Adds up a tensor over all ranks; every rank must come here.
+    """
+    size = sampled.group_size
+    rewards, valid = table(results, size)
+    lengths = torch.tensor([completion.token_ids.numel() for completion in sampled.completions]).view(-1, size)
+    shaped = rewards + length_penalty(lengths, limit=limit, buffer=config.length_buffer, weight=config.length_penalty)
+    if divergence is not None:
+        shaped = shaped - divergence.view(-1, size)
+    spread = deviation(sum_over_ranks(moments(shaped, valid)).cpu()) if config.scale == "batch" else None
+    advantages = group_advantages(shaped, valid, scale=config.scale, batch_deviation=spread)
+    factors = [
+        config.weights.get(prompt.record.kind, 1.0) * config.weights.get(prompt.record.source, 1.0)
+        for prompt in sampled.prompts
     ]
-    results = tuple(reward(requests))
-    rewards = torch.tensor([result.value for result in results]).view(-1, size)
-    valid = torch.tensor([result.judged for result in results]).view(-1, size)
     return Rollout(
         prompts=sampled.prompts,
         completions=sampled.completions,
         texts=sampled.texts,
-        results=results,
+        results=tuple(results),
         rewards=rewards,
         valid=valid,
-        advantages=group_advantages(rewards, valid),
+        advantages=advantages * torch.tensor(factors)[:, None],
     )
 
 

@@ -18,6 +18,8 @@ class RolloutKey:
     """The run's seed."""
     step: int
     """Optimiser steps taken before the rollout."""
+    attempt: int = 0
+    """How often these prompts were drawn before at this step."""
 
 
 class Generator(Protocol):

@@ -19,7 +19,8 @@ from lit_vlaa.types import SamplingParams
 
 def uniforms(key: RolloutKey, prompt_id: str, sample: int, count: int) -> Tensor:
     """`[count]` float32 numbers in [0, 1) for the tokens of one completion."""
-    name = f"{key.seed}\x00{key.step}\x00{prompt_id}\x00{sample}".encode()
+    attempt = f"\x00{key.attempt}" if key.attempt else ""
+    name = f"{key.seed}\x00{key.step}\x00{prompt_id}\x00{sample}{attempt}".encode()
     philox = np.random.Philox(key=int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little"))
     return torch.from_numpy(np.random.Generator(philox).random(count, dtype=np.float32))
 

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from helpers.samples import image, sample
+from lit_vlaa.algorithm import AdvantageConfig, KLConfig, LossConfig
 from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.grpo import GRPOModule
 from lit_vlaa.optim import OptimConfig
@@ -127,9 +128,10 @@ def make_module(kind: str, **options: Any) -> PolicyModule:
     }
     if kind == "sft":
         return SFTModule(**common)
-    module = GRPOModule(
-        **{"generator": FixedGenerator(), "group_size": 4, "train_batch_size": 2, "beta": 0.1, **common}
-    )
+    parts = {"loss": LossConfig, "advantage": AdvantageConfig}
+    common |= {name: config(**common.get(name, {})) for name, config in parts.items()}
+    common["kl"] = KLConfig(**{"coefficient": 0.1, **common.get("kl", {})})
+    module = GRPOModule(**{"generator": FixedGenerator(), "group_size": 4, "train_batch_size": 2, **common})
     if not {"reward", "scorer"} & options.keys():
         module.reward = FixedReward()  # type: ignore[assignment]
     return module

@@ -86,7 +86,7 @@ def test_grpo_follows_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     assert model["train_batch_size"] == 256
     assert model["group_size"] == 4
     assert model["sampling"]["temperature"] == 0.8
-    assert model["beta"] == 1e-3
+    assert (model["kl"]["coefficient"], model["kl"]["target"]) == (1e-3, 5e-4)  # KL2
     assert model["optim"]["schedule"] == "cosine"
     assert model["optim"]["min_lr"] == 5e-7
     assert model["optim"]["warmup_ratio"] == 0.03
@@ -153,8 +153,11 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, beta in enumerate((0.1, 0.2)):
-        (tmp_path / f"{number}.yaml").write_text(f"model:\n  init_args:\n    beta: {beta}\n    clip_low: {beta}\n")
+        settings = {"kl": {"coefficient": beta}, "loss": {"clip_low": beta}}
+        (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
+            f"model:\n  init_args:\n    kl: {{coefficient: {beta}}}\n    loss: {{clip_low: {beta}}}\n"
+        )
     files = [f"--config={path}" for path in (CONFIGS / "grpo.yaml", tmp_path / "0.yaml", tmp_path / "1.yaml")]
-    assert lit("fit", *files, "--model.beta=0.3", "--print_config") == 0
+    assert lit("fit", *files, "--model.kl.coefficient=0.3", "--print_config") == 0
     model = arguments(yaml.safe_load(capsys.readouterr().out), "model")
-    assert (model["beta"], model["clip_low"], model["group_size"]) == (0.3, 0.2, 4)
+    assert (model["kl"]["coefficient"], model["loss"]["clip_low"], model["group_size"]) == (0.3, 0.2, 4)

@@ -78,7 +78,7 @@ def test_sft_step_equals_plain_pytorch() -> None:
 @pytest.mark.parametrize("old_logprobs", ["learner", "sampler"])
 def test_grpo_steps_equal_plain_pytorch(old_logprobs: str) -> None:
     """Two optimiser steps from one rollout: the second has ratios off one, so the clip and the KL term take part."""
-    outcome = train("grpo", limit_batches=1, old_logprobs=old_logprobs, clip_high=0.3)
+    outcome = train("grpo", limit_batches=1, old_logprobs=old_logprobs, loss={"clip_high": 0.3})
     model, optimizer, prompts = start()
     frozen = tiny_backbone()
     params = SamplingParams(max_new_tokens=32)

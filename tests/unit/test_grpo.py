@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 
 from helpers.modules import (
     BATCH,
+    BATCHES,
     EvaluatedData,
     FixedGenerator,
     FixedReward,
@@ -24,6 +25,7 @@ from helpers.modules import (
     train,
 )
 from helpers.samples import tiny_backbone
+from lit_vlaa.algorithm import AdvantageConfig, KLConfig, LossConfig
 from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.grpo import GRPOModule
 from lit_vlaa.rewards.config import RewardConfig
@@ -46,9 +48,9 @@ CHANGES: dict[str, Any] = {
     "group_size": 3,
     "train_batch_size": 4,
     "num_iterations": 2,
-    "clip_low": 0.01,
-    "clip_high": 0.01,
-    "beta": 0.5,
+    "loss": {"clip_low": 0.01},
+    "kl": {"coefficient": 0.5},
+    "advantage": {"scale": "none"},
     "old_logprobs": "sampler",
 }
 
@@ -112,6 +114,123 @@ def test_no_option_is_left_untested() -> None:
 def test_every_option_changes_the_weights(name: str, plain: dict[str, Any]) -> None:
     outcome = train("grpo", limit_batches=1, **{name: CHANGES[name]})
     assert outcome["weights"] != plain["weights"]
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "loss": {
+        "clip_low": 0.01,
+        "clip_high": 0.01,
+        "dual_clip": 1.0001,
+        "ratio": "sequence",
+        "aggregation": "token_mean",
+        "importance_cap": 1.01,
+    },
+    "kl": {"coefficient": 0.5, "estimator": "k2", "place": "reward", "target": 1e-9},
+    "advantage": {"scale": "none", "weights": {"digit": 0.5}, "length_penalty": 1.0},
+}
+APART = {("loss", "mask_truncated"), ("kl", "horizon"), ("advantage", "resample"), ("advantage", "length_buffer")}
+"""Options with a test of their own below."""
+
+
+def test_no_part_of_the_algorithm_is_left_untested() -> None:
+    configs = {"loss": LossConfig, "kl": KLConfig, "advantage": AdvantageConfig}
+    known = {(part, field.name) for part, config in configs.items() for field in dataclasses.fields(config)}
+    assert known == {(part, name) for part, names in PARTS.items() for name in names} | APART
+
+
+@pytest.fixture(scope="module")
+def several() -> dict[str, Any]:
+    """Three rollouts with two passes each, so that ratios leave 1 and controllers have time to act."""
+    return train("grpo", num_iterations=2, optim={"lr": 5e-3})
+
+
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in PARTS.items() for name in names])
+def test_every_part_of_the_algorithm_changes_the_weights(part: str, name: str, several: dict[str, Any]) -> None:
+    outcome = train("grpo", num_iterations=2, optim={"lr": 5e-3}, **{part: {name: PARTS[part][name]}})
+    assert outcome["weights"] != several["weights"]
+    assert all(math.isfinite(value) for row in outcome["logged"] for value in row.values())
+
+
+def test_constant_length_divides_by_the_limit() -> None:
+    losses = [
+        train(
+            "grpo",
+            limit_batches=1,
+            kl={"coefficient": 0.0},
+            loss={"aggregation": "constant_length"},
+            sampling={"max_new_tokens": limit},
+        )["logged"][0]["policy/grad_norm"]
+        for limit in (32, 64)
+    ]
+    assert losses[0] == pytest.approx(2 * losses[1], rel=1e-3)
+
+
+def test_masked_truncated_completions_teach_nothing() -> None:
+    outcomes = {}
+    for masked in (False, True):
+        module = make_module("grpo", generator=CutShort(), loss={"mask_truncated": masked}, optim={"weight_decay": 0.5})
+        outcomes[masked] = fit(module, InMemoryData("grpo"), limit_train_batches=1)["weights"]
+    assert outcomes[True] == start()
+    assert outcomes[False] != start()
+
+
+def test_an_adaptive_coefficient_moves_by_its_horizon_and_is_kept_in_checkpoints(tmp_path: Path) -> None:
+    kl = {"coefficient": 0.1, "target": 1e-9, "horizon": 64}
+    module = make_module("grpo", kl=kl)
+    path = tmp_path / "kl.ckpt"
+    logged = fit(module, InMemoryData("grpo"), save=str(path))["logged"]
+    # Sixteen completions a rollout: the error is cut to 20%, a quarter of the horizon passes each time.
+    expected = [0.1 * (1 + 0.2 * 16 / 64) ** turn for turn in range(len(logged) + 1)]
+    assert [row["policy/kl_coefficient"] for row in logged] == [pytest.approx(value) for value in expected[:-1]]
+    again = make_module("grpo", kl=kl)
+    assert isinstance(again, GRPOModule)
+    trainer = quiet_trainer(limit_train_batches=BATCHES)
+    trainer.fit(again, datamodule=InMemoryData("grpo"), ckpt_path=path)
+    assert again.kl_coefficient.value == pytest.approx(expected[-1])
+
+
+def test_the_length_buffer_says_where_the_penalty_begins() -> None:
+    def advantages(buffer: int) -> list[float]:
+        seen: list[Any] = []
+
+        class Watch(Callback):
+            def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:  # noqa: ARG002
+                seen.extend(outputs["rollout"])
+
+        module = make_module(
+            "grpo", advantage={"length_penalty": 1.0, "length_buffer": buffer}, sampling={"max_new_tokens": 200}
+        )
+        fit(module, InMemoryData("grpo"), limit_train_batches=1, callbacks=[Watch()])
+        return [advantage for group in seen for advantage in group.advantages]
+
+    short, wide = advantages(1), advantages(200)
+    assert short == advantages(10)  # no completion comes near the limit
+    assert wide != short
+
+
+def test_flat_groups_are_drawn_again() -> None:
+    class Retry(FixedReward):
+        """All alike at first; different from the second call on."""
+
+        def __init__(self) -> None:
+            self.calls: list[int] = []
+
+        def __call__(self, requests: list[RewardRequest]) -> list[RewardResult]:
+            self.calls.append(len(requests))
+            first = len(self.calls) == 1
+            return [
+                RewardResult(0.0 if first and index >= 4 else float(index % 2), r.kind, None, "ok")
+                for index, r in enumerate(requests)
+            ]
+
+    module = make_module("grpo", advantage={"resample": 2}, generator=None, seed=3, sampling={"max_new_tokens": 8})
+    reward = Retry()
+    module.reward = reward  # type: ignore[assignment]
+    logged = fit(module, InMemoryData("grpo"), limit_train_batches=1)["logged"][0]
+    # Four prompts with four completions each: three groups are flat at first, none after the second drawing.
+    assert reward.calls == [16, 12]
+    assert logged["rollout/resampled"] == 0.75
+    assert logged["rollout/zero_variance"] == 0
 
 
 @pytest.mark.parametrize(
@@ -274,7 +393,7 @@ def test_sampling_settings_reach_training() -> None:
 
 
 def test_beta_of_zero_needs_no_reference(plain: dict[str, Any]) -> None:
-    module = make_module("grpo", beta=0.0)
+    module = make_module("grpo", kl={"coefficient": 0.0})
     outcome = fit(module, InMemoryData("grpo"), limit_train_batches=1)
     assert "policy/kl" in plain["logged"][0]
     assert "policy/kl" not in outcome["logged"][0]
@@ -334,7 +453,7 @@ def test_a_group_without_verdicts_leaves_the_others_alone() -> None:
 
 
 def test_a_single_verdict_in_a_group_teaches_nothing_without_kl() -> None:
-    outcome = run("ok", "timeout", "timeout", "timeout", beta=0.0, optim={"weight_decay": 0.0})
+    outcome = run("ok", "timeout", "timeout", "timeout", kl={"coefficient": 0.0}, optim={"weight_decay": 0.0})
     assert outcome["logged"][0]["rollout/zero_variance"] == 1.0
     assert outcome["logged"][0]["policy/grad_norm"] == 0.0
     assert outcome["weights"] == start()
@@ -404,9 +523,20 @@ def test_training_hands_the_rollout_to_callbacks() -> None:
         ({"group_size": 1}, "group_size"),
         ({"train_batch_size": 0}, "train_batch_size"),
         ({"num_iterations": 0}, "num_iterations"),
-        ({"clip_low": -0.1}, "clip_low"),
-        ({"clip_high": float("nan")}, "clip_high"),
-        ({"beta": -1.0}, "beta"),
+        ({"loss": {"clip_low": -0.1}}, "loss.clip_low"),
+        ({"loss": {"clip_high": float("nan")}}, "loss.clip_high"),
+        ({"loss": {"dual_clip": 1.0}}, "loss.dual_clip"),
+        ({"loss": {"importance_cap": 0.0}}, "loss.importance_cap"),
+        ({"loss": {"importance_cap": 2.0}, "old_logprobs": "sampler"}, "loss.importance_cap"),
+        ({"kl": {"coefficient": -1.0}}, "kl.coefficient"),
+        ({"kl": {"coefficient": 0.0, "target": 0.1}}, "kl.coefficient"),
+        ({"kl": {"target": 0.0}}, "kl.target"),
+        ({"kl": {"horizon": 0}}, "kl.horizon"),
+        ({"kl": {"estimator": "k1"}}, "kl.estimator"),
+        ({"advantage": {"resample": -1}}, "advantage.resample"),
+        ({"advantage": {"weights": {"math": -1.0}}}, "advantage.weights"),
+        ({"advantage": {"length_penalty": -1.0}}, "advantage.length_penalty"),
+        ({"advantage": {"length_buffer": 0}}, "advantage.length_buffer"),
         ({"sampling": {"temperature": 0.0}}, "sampling.temperature"),
     ],
     ids=str,

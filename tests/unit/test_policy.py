@@ -94,7 +94,7 @@ def count_calls(module: PolicyModule, find: str) -> list[int]:
 
 def answers(kind: str, **options: Any) -> list[str]:
     """What `predict` answers to four prompts."""
-    module = make_module(kind, **options, **({"beta": 0.0} if kind == "grpo" else {}))
+    module = make_module(kind, **options, **({"kl": {"coefficient": 0.0}} if kind == "grpo" else {}))
     module.configure_model()
     batch = PromptBatch(tuple(module.processor.encode(item) for item in training_samples()[:4]))
     return [row["response"] for row in module.predict_step(batch, 0)]
@@ -287,7 +287,7 @@ def random_states() -> tuple[Any, ...]:
 @KINDS
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_evaluation_leaves_weights_gradients_and_random_numbers_alone(kind: str, verb: str) -> None:
-    options: dict[str, Any] = {"generator": None, "beta": 0.0} if kind == "grpo" else {}
+    options: dict[str, Any] = {"generator": None, "kl": {"coefficient": 0.0}} if kind == "grpo" else {}
     module = make_module(kind, **options)
     module.configure_model()
     module.train()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from helpers.samples import mixed_prompts, tiny_backbone
-from lit_vlaa.rollout import Rollout, flatten, request_for, score
+from lit_vlaa.algorithm import AdvantageConfig
+from lit_vlaa.rollout import Rollout, flatten, judge, request_for, with_advantages
 from lit_vlaa.types import Completion, Prompt, RewardRequest, RewardResult
 
 VERDICTS = (
@@ -33,7 +34,9 @@ def completion(*tokens: int) -> Completion:
     return Completion(torch.tensor(tokens), torch.zeros(len(tokens)), "stop")
 
 
-def make(prompts: list[Prompt], asked: list[RewardRequest] | None = None) -> Rollout:
+def make(
+    prompts: list[Prompt], asked: list[RewardRequest] | None = None, config: AdvantageConfig = AdvantageConfig()
+) -> Rollout:
     groups = [[completion(*range(10 * p, 10 * p + g + 1)) for g in range(4)] for p in range(4)]
 
     def reward(requests: Sequence[RewardRequest]) -> list[RewardResult]:
@@ -42,7 +45,9 @@ def make(prompts: list[Prompt], asked: list[RewardRequest] | None = None) -> Rol
         flat: list[Any] = [verdict for group in VERDICTS for verdict in group]
         return [RewardResult(v, r.kind, None, status) for r, (v, status) in zip(requests, flat, strict=True)]
 
-    return score(flatten(prompts, groups, lambda ids: " ".join(map(str, ids.tolist()))), reward)
+    sampled = flatten(prompts, groups, lambda ids: " ".join(map(str, ids.tolist())))
+    results = judge(sampled, reward)
+    return with_advantages(sampled, results, config, limit=4, divergence=None, sum_over_ranks=lambda total: total)
 
 
 def test_rewards_and_advantages_by_hand(prompts: list[Prompt]) -> None:

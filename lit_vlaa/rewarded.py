@@ -1,0 +1,81 @@
+"""A policy whose completions are rewarded: in training, in validation and in tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_vlaa.metrics import RewardStats
+from lit_vlaa.policy import PolicyModule
+from lit_vlaa.reward_guard import RewardGuard
+from lit_vlaa.rewards.mixed import MixedReward
+from lit_vlaa.rollout import OpenImages, request_for
+from lit_vlaa.types import PromptBatch
+
+
+class RewardedModule(PolicyModule):
+    """Base of the modules that train or evaluate by the mixed reward. Logs `val/*` and `test/*`."""
+
+    def __init__(self, *, reward: MixedReward, **policy: Any) -> None:
+        """Keeps the reward; `policy` are the arguments of `PolicyModule`."""
+        super().__init__(**policy)
+        self.reward = reward
+        self.guard = RewardGuard(reward)
+        self.eval_stats = RewardStats(self.guard.kinds)
+        self.latest: dict[str, float] = {}
+        """What the last training step logged."""
+
+    def setup(self, stage: str) -> None:
+        """Finds out before any work whether the rows' kinds can be scored and whether the scorer answers.
+
+        Raises:
+            ValueError: If not; the message names the flag and the remedy.
+        """
+        if stage != "predict":
+            self.guard.prepare(getattr(self.trainer.datamodule, "kinds_in_use", {}))  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Ends the run, with a checkpoint, where the reward has come to nothing.
+
+        Raises:
+            RunStopped: If more verifications failed than `reward.max_failed` allows.
+        """
+        self.guard.stop_if_decided(self.trainer, self.latest)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Reward of one completion a held-out prompt, drawn as in training."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Reward of one completion a test prompt, drawn as in training."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the rewards of all ranks."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the rewards of all ranks."""
+        self._log_evaluation("test")
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002
+        """Ends the reward's worker processes."""
+        self.reward.close()
+
+    @property
+    def open_images(self) -> OpenImages | None:
+        """Opens a record's images, where the data module can."""
+        return getattr(self.trainer.datamodule, "open_images", None)  # type: ignore[attr-defined]
+
+    def _evaluate(self, batch: PromptBatch) -> None:
+        groups = self.complete(batch.prompts, group_size=1, step=0)
+        texts = [self.processor.decode(group[0].token_ids) for group in groups]
+        pairs = zip(batch.prompts, texts, strict=True)
+        results = self.reward([request_for(prompt, text, self.open_images) for prompt, text in pairs])
+        for prompt, result in zip(batch.prompts, results, strict=True):
+            if not prompt.padding:
+                self.eval_stats.update(result.kind, result.value if result.judged else None)
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = self.eval_stats.compute()
+        self.eval_stats.reset()
+        self.log_dict({**{f"{stage}/{name}": value for name, value in values.items()}, "step": float(self.global_step)})
