@@ -155,8 +155,6 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(
     for number, beta in enumerate((0.1, 0.2)):
         settings = {"kl": {"coefficient": beta}, "loss": {"clip_low": beta}}
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
-            f"model:\n  init_args:\n    kl: {{coefficient: {beta}}}\n    loss: {{clip_low: {beta}}}\n"
-        )
     files = [f"--config={path}" for path in (CONFIGS / "grpo.yaml", tmp_path / "0.yaml", tmp_path / "1.yaml")]
     assert lit("fit", *files, "--model.kl.coefficient=0.3", "--print_config") == 0
     model = arguments(yaml.safe_load(capsys.readouterr().out), "model")
