@@ -2,5 +2,6 @@
 
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.rollout_logger import RolloutLogger
+from callbacks.training_guards import TrainingGuards
 
-__all__ = ["PredictionWriter", "RolloutLogger"]
+__all__ = ["PredictionWriter", "RolloutLogger", "TrainingGuards"]

@@ -6,6 +6,7 @@ horizon is ours (10,000 completions, the stock value of the controller's source)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -72,8 +73,11 @@ class AdaptiveCoefficient:
         self.horizon = horizon
 
     def update(self, divergence: float, completions: int) -> None:
-        """Moves the coefficient after `completions` samples had a mean divergence of `divergence`."""
-        if self.target is None:
+        """Moves the coefficient after `completions` samples had a mean divergence of `divergence`.
+
+        A divergence that is not finite (a broken step) moves nothing.
+        """
+        if self.target is None or not math.isfinite(divergence):
             return
         error = min(max(divergence / self.target - 1, -_MOST_ERROR), _MOST_ERROR)
         # With more completions than the horizon the factor could reach zero, or change its sign.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.launch import run_ranks
-from helpers.modules import train
+from helpers.modules import InMemoryData, make_module, quiet_trainer, train
 
 # Rows with one image, two images and none, in uneven lengths: the ranks' micro-batches differ in number and kind.
 SMALL: dict[str, Any] = {"max_tokens_per_micro_batch": 120}
@@ -67,3 +68,16 @@ def test_mixed_precision_stays_near_float32(kind: str, strategy: str) -> None:
             ours, theirs = (run["logged"][0][name] for run in (outcome, expected))
             assert ours == pytest.approx(theirs, rel=0.02)
             assert ours != theirs
+
+
+def test_a_guard_stops_all_ranks_with_one_checkpoint(tmp_path: Path) -> None:
+    strategies = ["ddp", "fsdp2"]
+    first, second = run_ranks("helpers.matrix:stopped", strategies=strategies, folder=str(tmp_path))
+    for strategy in strategies:
+        assert first[strategy] == second[strategy]
+        assert first[strategy].startswith("step 4: truncation: ")
+        path = tmp_path / strategy / "checkpoints" / "stopped.ckpt"
+        assert str(path) in first[strategy]
+        trainer = quiet_trainer()
+        trainer.fit(make_module("grpo"), datamodule=InMemoryData("grpo"), ckpt_path=path, weights_only=True)
+        assert trainer.global_step == 6

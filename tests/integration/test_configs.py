@@ -20,7 +20,7 @@ from lit_vlaa.sft import SFTModule
 CONFIGS = ROOT / "configs"
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 SCORERS = sorted((CONFIGS / "scorer").glob("*.yaml"))
-BASES = sorted(path for path in CONFIGS.rglob("*.yaml") if path not in {*TRAINERS, *SCORERS})
+BASES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml")])
 PAPER = [CONFIGS / "sft.yaml", CONFIGS / "grpo.yaml"]
 Config = dict[str, Any]
 

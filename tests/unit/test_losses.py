@@ -199,6 +199,9 @@ def test_a_fixed_coefficient_stays_and_a_short_horizon_cannot_reach_zero() -> No
     fixed = AdaptiveCoefficient(1e-3, target=None, horizon=10)
     fixed.update(9.0, 1000)
     assert fixed.value == 1e-3
+    broken = AdaptiveCoefficient(1e-3, target=1.0, horizon=10)
+    broken.update(math.nan, 1000)
+    assert broken.value == 1e-3
     steep = AdaptiveCoefficient(1e-3, target=1.0, horizon=10)
     steep.update(0.0, 1000)
     assert steep.value == 5e-4
