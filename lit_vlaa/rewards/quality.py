@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -102,8 +103,12 @@ class OpenEndedVerifier:
 
     def _keep(self, scores: Mapping[str, float | None]) -> None:
         for key, score in scores.items():
-            if score is not None and abs(score) < float("inf"):
-                self._references[key] = float(score)
+            try:
+                value = float("nan") if score is None else float(score)
+            except (TypeError, ValueError, OverflowError):  # a scorer of the user's may give anything
+                continue
+            if math.isfinite(value):
+                self._references[key] = value
         while len(self._references) > _KEPT:
             self._references.popitem(last=False)
 

@@ -243,9 +243,9 @@ def test_workers_is_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.
     made: list[int] = []
 
     class Noted(MixedReward):
-        def __init__(self, config: RewardConfig) -> None:
+        def __init__(self, config: RewardConfig, **options: Any) -> None:
             made.append(config.math_workers)
-            super().__init__(config)
+            super().__init__(config, **options)
 
     monkeypatch.setattr("lit_vlaa.rewards_check.MixedReward", Noted)
     assert main(["rewards", "check", f"--data={write(tmp_path, ('digit', 3))}", "--workers=3"]) == 0

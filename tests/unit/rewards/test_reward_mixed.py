@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -149,6 +150,14 @@ def test_a_failed_reference_is_asked_again() -> None:
         (result,) = reward([request("open_ended", "fine", truth="broken")])
         assert result.status == "verifier_error"
     assert judge.calls == [["fine", "broken"], ["fine", "broken"]]
+
+
+@pytest.mark.parametrize("odd", ["high", 10**400, [1.0]])
+def test_a_scorer_that_gives_no_number_has_failed(odd: Any) -> None:
+    reward = MixedReward(scorer=lambda _, answers: [odd] * len(answers))
+    for _ in range(2):
+        (result,) = reward([request("open_ended", "x")])
+        assert (result.value, result.status) == (0.0, "verifier_error")
 
 
 def test_reference_scores_survive_a_checkpoint_but_not_another_scorer() -> None:
