@@ -1,7 +1,6 @@
 """Cuts a final mathematical answer into values, equations, inequalities and lists, each side an expression tree.
 
-Both sides of an equation are kept. `f(x) = E` and `y = E` are the same assignment. Units and percent signs are split
-off, not multiplied in, so that whoever compares decides what they mean.
+Both sides of an equation are kept. The name on the left of an assignment such as `y = 2x` becomes its label.
 """
 
 from __future__ import annotations
@@ -9,70 +8,33 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from lit_vlaa.answers import ascii_digits, unstyled
-from lit_vlaa.rewards.expressions import Expression, ExpressionError
+from lit_vlaa.rewards.expressions import FUNCTIONS, Expression, ExpressionError
+from lit_vlaa.rewards.notation import plain_syntax
+from lit_vlaa.rewards.readings import DENIAL
 from lit_vlaa.rewards.syntax import MAX_CHARS, parse_expression
+from lit_vlaa.rewards.units import Unit, without_unit
 
 MAX_ITEMS = 8
 
-UNITS: dict[str, tuple[str, str]] = {
-    "mm": ("m", "1/1000"), "cm": ("m", "1/100"), "dm": ("m", "1/10"), "m": ("m", "1"), "km": ("m", "1000"),
-    "meter": ("m", "1"), "metre": ("m", "1"), "centimeter": ("m", "1/100"), "centimetre": ("m", "1/100"),
-    "millimeter": ("m", "1/1000"), "kilometer": ("m", "1000"), "inch": ("in", "1"), "inche": ("in", "1"),
-    "in": ("in", "1"),
-    "foot": ("in", "12"), "feet": ("in", "12"), "ft": ("in", "12"), "yard": ("in", "36"), "mile": ("in", "63360"),
-    "g": ("g", "1"), "gram": ("g", "1"), "kg": ("g", "1000"), "kilogram": ("g", "1000"), "mg": ("g", "1/1000"),
-    "second": ("s", "1"), "sec": ("s", "1"), "s": ("s", "1"), "min": ("s", "60"), "minute": ("s", "60"),
-    "hour": ("s", "3600"),
-    "liter": ("l", "1"), "litre": ("l", "1"), "ml": ("l", "1/1000"), "mL": ("l", "1/1000"), "L": ("l", "1"),
-    "°": ("deg", "1"), "degree": ("deg", "1"), "deg": ("deg", "1"), "rad": ("rad", "1"), "radian": ("rad", "1"),
-    "dollar": ("usd", "1"), "unit": ("unit", "1"), "%": ("%", "1"), "percent": ("%", "1"),
-}  # fmt: skip
-"""Unit to (dimension, factor to the dimension's base unit); a plural s is cut before the look-up."""
-
-_COMMANDS = {
-    "cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥",
-    "geqslant": "≥", "ne": "≠", "neq": "≠", "lt": "<", "gt": ">", "approx": "=", "pm": "±", "dfrac": r"\frac",
-    "tfrac": r"\frac",
-    "cfrac": r"\frac", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "degree": "°", "lbrace": "⦃", "rbrace": "⦄",
-    "arctg": r"\arctan", "lg": r"\log_{10}", "left": "", "right": "", "displaystyle": "", "quad": " ",
-    "qquad": " ", "limits": "",
-    "cup": ",", "angle": " ", "triangle": " ", "bigl": "", "bigr": "", "big": "", "Big": "",
-}  # fmt: skip
-_COMMAND = re.compile(r"\\([A-Za-z]+)\s?")
-_SPACING = re.compile(r"\\[,;:! ]|~|&")
-_SIGNS = str.maketrans(
-    {
-        "×": "*", "·": "*", "⋅": "*", "∗": "*", "∙": "*", "÷": "/", "⁄": "/", "≈": "=", "≦": "≤", "≧": "≥",
-        "∪": ",", "º": "°", "˚": "°",
-        "∠": " ", "△": " ", "′": "'", "（": "(", "）": ")", "，": ",", "＝": "=",
-        "π": r"\pi ", "∞": r"\infty ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ",
-        "λ": r"\lambda ", "μ": r"\mu ",
-        "φ": r"\phi ", "ω": r"\omega ", "½": "(1/2)", "¼": "(1/4)", "¾": "(3/4)", "⅓": "(1/3)", "⅔": "(2/3)",
-    }
-)  # fmt: skip
-_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
-_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
-_ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?)")
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?")
 _RELATION = re.compile(r"[=<>≤≥≠]")
+_ORDER = re.compile(r"[<>≤≥]")
 _WORD_COMMA = re.compile(r"\s(?:and|or)\s|;")
-_FUNCTION_OF = re.compile(r"[A-Za-z]\s*\(\s*[A-Za-z]\s*\)")
-_LABEL = re.compile(r"\\?[A-Za-z]{1,8}(?:_\{?[A-Za-z0-9]{1,6}\}?)?'?")
-_UNIT = re.compile(r"(?<=[\d\s)}|])\s?(?:(square|cubic|sq)\s+)?([A-Za-z]{1,11}|°|%)(?:\s?\^\s?\{?([23])\}?)?$")
-_POINT = re.compile(r"\(\s*[a-z]\s*,\s*[a-z]\s*\)|[A-Z]'?")
+_NAME = re.compile(r"\\?[A-Za-z]{1,8}(?:_\{?[A-Za-z0-9]{1,6}\}?)?'{0,2}")
+_LABELS = (
+    (re.compile(r"\\frac\s?\{\s?d([a-z])\s?\}\s?\{\s?d([a-z])\s?\}|d([a-z])\s?/\s?d([a-z])"), "d{}/d{}"),
+    (re.compile(r"([A-Za-wyz](?:'{1,2}|\^\{?-1\}?)?)\s?\(\s?([A-Za-z]|-?\d{1,4})\s?\)"), "{}({})"),
+    (re.compile(r"\\?(sin|cos|tan|cot|sec|csc)\s?\(?\s?∠?\s?\\?([A-Z]|theta|alpha|beta|gamma)\s?\)?"), "{} {}"),
+    (re.compile(r"\|\s?([A-Z]{2}|z)\s?\|"), "|{}|"),
+)
+"""What may stand left of an equals sign besides a name: a derivative, a function's value, an angle's sine, a length."""
+
+_ANGLE = re.compile(r"m?\s?[∠△]\s?")
+_POINT = re.compile(r"\(\s?[a-z]\s?,\s?[a-z]\s?\)|\\vec ?\{?[a-z]\}?|[A-Z]'?")
+_NAMED_POINT = re.compile(r"([A-Z])'?\s?\(")
+_RATIO = re.compile(r"(\d+(?:\.\d+)?)\s?(?::|to)\s?(\d+(?:\.\d+)?)(?:\s?(?::|to)\s?(\d+(?:\.\d+)?))?")
+_MEMBER = re.compile(r"([A-Za-z])\s?∈\s?")
 _MIRROR = {">": "<", "≥": "≤", "<": ">", "≤": "≥"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """A unit of measure, or a percent sign."""
-
-    dimension: str
-    factor: str
-    """Times this gives the dimension's base unit, as `1/100`."""
-    required: bool
-    """True when the unit could as well be a variable (`5m`), so that leaving it out is not forgiven."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,51 +45,22 @@ class Statement:
     relations: tuple[str, ...] = ()
     """Between the sides; empty for a value. Inequalities point to the larger side."""
     label: str | None = None
-    """The name on the left of an assignment such as `y = 2x`, whose value is then the only side."""
+    """What stands left of the equals sign of an assignment, whose value is then the only side."""
     unit: Unit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """Several values: a point, an interval, a set or alternatives."""
+    """Several values: a point, an interval, a set, a union, a ratio, a system or alternatives."""
 
     brackets: str
-    """`()`, `[]`, `(]`, `[)`, `⦃⦄`, or empty."""
-    items: tuple[Statement, ...]
+    """`()`, `[]`, `(]`, `[)`, `⦃⦄`, `∪` (of intervals), `∨` (alternatives), `:` (ratio), or empty."""
+    items: tuple[Statement | Listing, ...]
+    label: str | None = None
+    """A point's name, or the variable of `x ∈ [1, 2]`."""
 
 
-def plain_syntax(text: str) -> str:
-    r"""Rewrites spacing, synonyms and Unicode of LaTeX so that few symbols remain; keeps `\frac`, `\sqrt` and names."""
-    text = _RAISED_RUN.sub(lambda run: "^{" + "".join(_RAISED[char] for char in run.group()) + "}", text)
-    text = _ROOT.sub(r"\\sqrt{\1}", ascii_digits(text)).replace("√", r"\sqrt ").translate(_SIGNS)
-    text = (
-        unstyled(text)
-        .replace(r"\{", "⦃")
-        .replace(r"\}", "⦄")
-        .replace(r"\%", "%")
-        .replace(r"\$", " ")
-        .replace(r"\|", "|")
-    )
-    text = _COMMAND.sub(lambda m: _COMMANDS[m.group(1)] if m.group(1) in _COMMANDS else m.group(), text)
-    text = (
-        _SPACING.sub(" ", text)
-        .replace("$", " ")
-        .replace("**", "^")
-        .replace("<=", "≤")
-        .replace(">=", "≥")
-        .replace("!=", "≠")
-    )
-    text = (
-        text.replace("^{°}", "°")
-        .replace(r"^{\circ}", "°")
-        .replace(r"^ {\circ}", "°")
-        .replace(r"^\circ", "°")
-        .replace("==", "=")
-    )
-    return re.sub(r"\s+", " ", text).strip(" .,;:")
-
-
-def _cut(text: str, separator: str) -> list[str]:
+def cut(text: str, separator: str) -> list[str]:
     """Splits at a character where no bracket is open."""
     parts, depth, start = [], 0, 0
     for index, char in enumerate(text):
@@ -143,7 +76,7 @@ def _cut(text: str, separator: str) -> list[str]:
 
 def _enclosed(text: str) -> bool:
     """True when the first bracket closes at the very end; `(0, 1]` counts."""
-    if len(text) < 2 or text[0] not in "([⦃" or text[-1] not in ")]⦄":
+    if len(text) < 2 or text[0] not in "([⦃{" or text[-1] not in ")]⦄}":
         return False
     depth = 0
     for index, char in enumerate(text):
@@ -153,51 +86,61 @@ def _enclosed(text: str) -> bool:
     return False
 
 
-def _without_unit(text: str) -> tuple[str, Unit | None]:
-    match = _UNIT.search(text)
-    if match is None:
-        return text, None
-    word = match.group(2)
-    known = UNITS.get(word) or UNITS.get(word.removesuffix("s")) if len(word) > 1 else UNITS.get(word)
-    value = text[: match.start()].strip()
-    if known is None or not value or value[-1] in "+-*/^=_":
-        return text, None
-    letter = len(word) == 1 and word.isalpha()
-    if letter and not re.fullmatch(r"[-+]?[\d.,]+", value):
-        return text, None
-    power = {"square": 2, "sq": 2, "cubic": 3}.get(match.group(1) or "", int(match.group(3) or 1))
-    dimension, factor = known
-    above, _, below = factor.partition("/")
-    factor = f"{int(above) ** power}/{int(below) ** power}" if below else str(int(above) ** power)
-    unit = Unit(dimension=dimension if power == 1 else f"{dimension}^{power}", factor=factor, required=letter)
-    return value, unit
-
-
 def _value(text: str) -> Statement:
-    value, unit = _without_unit(text.strip())
+    value, unit = without_unit(text.strip())
     if _THOUSANDS.fullmatch(value):
-        value = value.replace(",", "")
+        value = value.replace(",", "").replace(" ", "")
     try:
-        return Statement(sides=(parse_expression(value),), unit=unit)
+        expression = parse_expression(value)
     except ExpressionError:
         if unit is None:
             raise
-        return Statement(sides=(parse_expression(text),))
+        expression, unit = parse_expression(text), None
+    alone = expression.args[0] if expression.op == "neg" else expression
+    if alone.op != "sym" and "infty" in expression.names():
+        raise ExpressionError("infinity is no number to reckon with")
+    return Statement(sides=(expression,), unit=unit)
 
 
 def _label(text: str) -> str | None:
     """The canonical name on the left of an assignment, None when the text is a term of an equation."""
-    text = text.strip()
-    if _FUNCTION_OF.fullmatch(text):
-        return "y"
-    words = text.removeprefix("m ").split()
-    if not words or not all(re.fullmatch(r"[A-Za-z\\_{}0-9',]+", word) for word in words):
+    text = _ANGLE.sub("", text.strip())
+    for pattern, form in _LABELS:
+        if match := pattern.fullmatch(text):
+            return form.format(*(group.replace("{", "").replace("}", "") for group in match.groups() if group))
+    *prose, name = text.replace("{", "").replace("}", "").split() or [""]
+    if not _NAME.fullmatch(name) or (re.fullmatch(r"[a-z]{2,3}", name) and not prose):  # `xy = 1` is an equation
         return None
-    if len(words) > 1 and not all(len(word) > 1 and word.isalpha() for word in words[:-1]):
+    if not all(len(word) > 1 and word.isalpha() and word not in FUNCTIONS for word in prose) or name in FUNCTIONS:
         return None
-    if not _LABEL.fullmatch(words[-1]) or re.fullmatch(r"[a-z]{2,3}", words[-1]):  # `xy = 1` is an equation
-        return None
-    return words[-1].replace("{", "").replace("}", "").lstrip("\\")
+    return None if DENIAL.search(text) else name.lstrip("\\")
+
+
+def _equation(parts: list[str]) -> Statement:
+    label = _label(parts[0])
+    if label is None and len(parts) == 2 and _label(parts[1]) is not None:
+        parts, label = parts[::-1], _label(parts[1])
+    if label is None and len(parts) == 2:
+        return Statement(sides=(parse_expression(parts[0]), parse_expression(parts[1])), relations=("=",))
+    last = _value(parts[-1])
+    if len(parts) > 2:
+        _require_agreement([*(_value(part).sides[0] for part in parts[1 if label else 0 : -1]), last.sides[0]])
+    if label in last.sides[0].names():  # `x = x + 1` defines nothing
+        return Statement(sides=(Expression("sym", text=label or ""), last.sides[0]), relations=("=",))
+    return replace(last, label=label)
+
+
+def _require_agreement(chain: list[Expression]) -> None:
+    """Refuses chains such as `1 = 2 = 3`, whose numbers contradict each other."""
+    values: list[complex] = []
+    for side in chain:
+        if not side.names():
+            try:
+                values.append(side.at({})[0])
+            except ArithmeticError as error:
+                raise ExpressionError("a side of the chain has no value") from error
+    if any(abs(value - values[-1]) > 1e-2 * abs(values[-1]) for value in values):  # `≈` rounds
+        raise ExpressionError("the sides of the chain differ")
 
 
 def _relation(text: str) -> Statement:
@@ -208,17 +151,59 @@ def _relation(text: str) -> Statement:
     if len(parts) > MAX_ITEMS or not all(parts):
         raise ExpressionError("a relation lacks a side or has too many")
     if set(operators) == {"="}:
-        label = _label(parts[0])
-        if label is None and len(parts) == 2 and _label(parts[1]) is not None:
-            parts, label = parts[::-1], _label(parts[1])
-        if label is not None:
-            return replace(_value(parts[-1]), label=label)
-        if len(parts) > 2:
-            return _value(parts[-1])
-        return Statement(sides=(parse_expression(parts[0]), parse_expression(parts[1])), relations=("=",))
+        return _equation(parts)
     if operators[0] in ">≥":
         operators, parts = [_MIRROR.get(o, o) for o in reversed(operators)], parts[::-1]
-    return Statement(sides=tuple(_value(part).sides[0] for part in parts), relations=tuple(operators))
+    values = [_value(part) for part in parts]
+    units = {value.unit for value in values if value.unit is not None}
+    if len(units) > 1:
+        raise ExpressionError("an inequality with two units")
+    return Statement(sides=tuple(v.sides[0] for v in values), relations=tuple(operators), unit=next(iter(units), None))
+
+
+def _joined(first: Statement, second: Statement) -> Statement | None:
+    """`x > 1 and x <= 3` as the chain `1 < x <= 3`; None when the two do not meet in one name."""
+    for low, high in ((first, second), (second, first)):
+        meet = len(low.sides) == len(high.sides) == 2 and low.sides[1] == high.sides[0] and low.sides[1].names()
+        if meet and {*low.relations, *high.relations} <= {"<", "≤"}:
+            return Statement(sides=(*low.sides, high.sides[1]), relations=low.relations + high.relations)
+    return None
+
+
+def _list(text: str) -> Statement | Listing:
+    brackets, inside = (text[0] + text[-1], text[1:-1]) if _enclosed(text) else ("", text)
+    brackets = {"{}": "⦃⦄"}.get(brackets, brackets)
+    separated = _WORD_COMMA.sub(",", inside)
+    parts = cut(separated, ",")
+    if len(parts) == 1 and (brackets != "⦃⦄" or text[0] == "{"):
+        return _relation(text)
+    parts = [part.strip() for part in parts if part.strip()]
+    if not 1 <= len(parts) <= MAX_ITEMS:
+        raise ExpressionError(f"a list must have 1 to {MAX_ITEMS} items")
+    if brackets:
+        points = brackets == "⦃⦄"
+        items = tuple(_item(part) if points and part.startswith("(") else _relation(part) for part in parts)
+        return Listing(brackets=brackets, items=items)
+    items = tuple(map(_item, parts))
+    if _ORDER.search(text) and len(items) == 2:
+        if " or " in inside:
+            return Listing(brackets="∨", items=items)
+        if " and " in inside and isinstance(items[0], Statement) and isinstance(items[1], Statement):
+            return _joined(items[0], items[1]) or Listing(brackets="", items=items)
+    return Listing(brackets="", items=items)
+
+
+def _item(text: str) -> Statement | Listing:
+    """A member of a list without brackets: a relation, a point or an interval."""
+    head, equals, tail = text.partition("=")
+    if equals and _enclosed(tail.strip()) and "," in tail and _POINT.fullmatch(head.strip()):
+        inner = _item(tail.strip())
+        return replace(inner, label=head.strip().replace(" ", "")) if isinstance(inner, Listing) else inner
+    if (named := _NAMED_POINT.match(text)) and _enclosed(text[named.end() - 1 :]) and len(cut(text[2:-1], ",")) > 1:
+        return replace(_item(text[named.end() - 1 :]), label=named.group(1))
+    if _enclosed(text) and len(cut(text[1:-1], ",")) > 1:
+        return _list(text)
+    return _relation(text)
 
 
 def parse_statement(text: str) -> Statement | Listing:
@@ -232,18 +217,22 @@ def parse_statement(text: str) -> Statement | Listing:
     text = plain_syntax(text)
     if not text:
         raise ExpressionError("nothing to read")
+    if ratio := _RATIO.fullmatch(text):
+        numbers = [parse_expression(part) for part in ratio.groups() if part is not None]
+        return Listing(brackets=":", items=tuple(Statement(sides=(part,)) for part in numbers))
     if "±" in text:
-        return Listing(brackets="", items=tuple(_relation(text.replace("±", sign)) for sign in "+-"))
-    if _THOUSANDS.fullmatch(_without_unit(text)[0]):
+        items = tuple(_relation(text.replace("±", sign)) for sign in "+-")
+        return Listing(brackets="", items=items)
+    if _THOUSANDS.fullmatch(without_unit(text)[0]):
         return _value(text)
-    head, equals, tail = text.partition("=")
-    if equals and _enclosed(tail.strip()) and _POINT.fullmatch(head.strip()):
-        text = tail.strip()
-    brackets, inside = (text[0] + text[-1], text[1:-1]) if _enclosed(text) else ("", text)
-    parts = _cut(_WORD_COMMA.sub(",", inside), ",")
-    if len(parts) == 1 and brackets != "⦃⦄":
-        return _relation(text)
-    parts = [part for part in parts if part.strip()]
-    if not 1 <= len(parts) <= MAX_ITEMS:
-        raise ExpressionError(f"a list must have 1 to {MAX_ITEMS} items")
-    return Listing(brackets=brackets, items=tuple(_relation(part) for part in parts))
+    if member := _MEMBER.match(text):
+        inner = None if "∈" in text[member.end() :] else parse_statement(text[member.end() :])
+        if not isinstance(inner, Listing):
+            raise ExpressionError("a name can only be an element of one set")
+        return replace(inner, label=member.group(1))
+    union = cut(re.sub(r"(?<=[)\]]) ?U ?(?=[(\[])", "∪", text), "∪")
+    if len(union) > 1:
+        intervals = tuple(_item(part.strip()) for part in union[:MAX_ITEMS])
+        return Listing(brackets="∪", items=intervals)
+    item = _item(text) if not _WORD_COMMA.search(text) and len(cut(text, ",")) == 1 else None
+    return item if isinstance(item, Listing) else _list(text)
