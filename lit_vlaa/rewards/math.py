@@ -14,13 +14,13 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from lit_vlaa.rewards.comparison import RIGHT, WRONG, Parsed, Plan, compare
+from lit_vlaa.rewards.algebra.comparison import RIGHT, WRONG, Parsed, Plan, compare
+from lit_vlaa.rewards.algebra.expressions import ExpressionError
+from lit_vlaa.rewards.algebra.layouts import parse_answer
+from lit_vlaa.rewards.algebra.notation import compact
+from lit_vlaa.rewards.algebra.readings import final_texts
+from lit_vlaa.rewards.algebra.syntax import MAX_CHARS
 from lit_vlaa.rewards.errors import UnparsableTruthError
-from lit_vlaa.rewards.expressions import ExpressionError
-from lit_vlaa.rewards.layouts import parse_answer
-from lit_vlaa.rewards.notation import compact
-from lit_vlaa.rewards.readings import final_texts
-from lit_vlaa.rewards.syntax import MAX_CHARS
 from lit_vlaa.rewards.workers import MathPool, Pair, PairVerdict
 from lit_vlaa.types import RewardStatus
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.answers import step
+from lit_vlaa.rewards.algebra.expressions import ExpressionError
+from lit_vlaa.rewards.algebra.syntax import parse_expression
 from lit_vlaa.rewards.errors import UnparsableTruthError
-from lit_vlaa.rewards.expressions import ExpressionError
 from lit_vlaa.rewards.math import Plan, conclude, plan, score
-from lit_vlaa.rewards.syntax import parse_expression
 from lit_vlaa.rewards.workers import MathPool, Pair
 
 SOLUTION = (

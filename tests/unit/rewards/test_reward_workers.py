@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_vlaa.rewards.syntax import parse_expression
+from lit_vlaa.rewards.algebra.syntax import parse_expression
 from lit_vlaa.rewards.workers import MathPool, Pair, PairVerdict
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lit_vlaa.rewards.expressions import ExpressionError
-from lit_vlaa.rewards.statements import MAX_ITEMS, Listing, Statement, parse_statement
-from lit_vlaa.rewards.syntax import MAX_CHARS
+from lit_vlaa.rewards.algebra.expressions import ExpressionError
+from lit_vlaa.rewards.algebra.statements import MAX_ITEMS, Listing, Statement, parse_statement
+from lit_vlaa.rewards.algebra.syntax import MAX_CHARS
 
 _ENVIRONMENT = re.compile(
     r"(?P<label>[A-Za-z]\s?(?:\([a-z]\))?\s*=\s*)?(?:\\left\s*)?(?P<open>[\[(]|\\\{)?\s*"

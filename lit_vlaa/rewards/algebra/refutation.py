@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_vlaa.rewards.expressions import Expression, number
+from lit_vlaa.rewards.algebra.expressions import Expression, number
 
 _POINTS = 7
 _EXACT = 1e-9

@@ -15,11 +15,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from lit_vlaa.rewards.expressions import Expression, difference, number, scaled, symbol
-from lit_vlaa.rewards.intervals import Intervals, as_intervals, certain_interval
-from lit_vlaa.rewards.layouts import Layout
-from lit_vlaa.rewards.refutation import cross_products, not_proportional, refuted, solves
-from lit_vlaa.rewards.statements import Listing, Statement
+from lit_vlaa.rewards.algebra.expressions import Expression, difference, number, scaled, symbol
+from lit_vlaa.rewards.algebra.intervals import Intervals, as_intervals, certain_interval
+from lit_vlaa.rewards.algebra.layouts import Layout
+from lit_vlaa.rewards.algebra.refutation import cross_products, not_proportional, refuted, solves
+from lit_vlaa.rewards.algebra.statements import Listing, Statement
 from lit_vlaa.rewards.workers import Pair
 
 Parsed = Statement | Listing | Layout

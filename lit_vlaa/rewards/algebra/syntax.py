@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from lit_vlaa.rewards.expressions import (
+from lit_vlaa.rewards.algebra.expressions import (
     ALIASES,
     CONSTANTS,
     FUNCTIONS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lit_vlaa.rewards.expressions import Expression, symbol
-from lit_vlaa.rewards.statements import Listing, Statement
+from lit_vlaa.rewards.algebra.expressions import Expression, symbol
+from lit_vlaa.rewards.algebra.statements import Listing, Statement
 
 _INFINITY = symbol("infty")
 _MINUS_INFINITY = Expression("neg", (_INFINITY,))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from lit_vlaa.rewards.expressions import FUNCTIONS, Expression, ExpressionError
-from lit_vlaa.rewards.notation import plain_syntax
-from lit_vlaa.rewards.readings import DENIAL
-from lit_vlaa.rewards.syntax import MAX_CHARS, parse_expression
-from lit_vlaa.rewards.units import Unit, without_unit
+from lit_vlaa.rewards.algebra.expressions import FUNCTIONS, Expression, ExpressionError
+from lit_vlaa.rewards.algebra.notation import plain_syntax
+from lit_vlaa.rewards.algebra.readings import DENIAL
+from lit_vlaa.rewards.algebra.syntax import MAX_CHARS, parse_expression
+from lit_vlaa.rewards.algebra.units import Unit, without_unit
 
 MAX_ITEMS = 8
 
