@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_vlaa.backbone import Backbone, BackboneConfig
@@ -24,7 +25,7 @@ from lit_vlaa.losses import clipped_surrogate, sequence_mean
 from lit_vlaa.metrics import RankMeans, RewardStats, timed
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.policy import PolicyModule
-from lit_vlaa.protocols import Scorer, Verifier
+from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
 from lit_vlaa.reward_guard import RewardGuard
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
@@ -51,7 +52,7 @@ class GRPOModule(PolicyModule):
         optim: OptimConfig = OptimConfig(),
         init_from: str | None = None,
         reward: RewardConfig = RewardConfig(),
-        scorer: Scorer | None = None,
+        scorer: Scorer | ScoreFunction | None = None,
         verifiers: dict[Kind, Verifier] | None = None,
         generator: Generator | None = None,
         sampling: SamplingParams = SamplingParams(max_new_tokens=800, temperature=0.8),
@@ -74,7 +75,8 @@ class GRPOModule(PolicyModule):
             init_from: Checkpoint of an earlier run (SFT, say) whose weights to start from, a file or a sharded folder
                 that you trust; also the reference policy.
             reward: Settings of the mixed reward.
-            scorer: Judge of open-ended answers; null takes the embedded lexical one.
+            scorer: Judge of open-ended answers, a class or function `(requests, answers) -> scores`
+                (`lit_vlaa.protocols.Scorer`); null takes the embedded lexical one.
             verifiers: Reward kinds of your own: the name in the rows' `verifier_type`, and the function that judges an
                 answer (`lit_vlaa.protocols.Verifier`), such as `{color: my_rewards.color.score}`.
             generator: Rollout engine; null takes the cached one.
@@ -233,7 +235,7 @@ class GRPOModule(PolicyModule):
         """Ends the run, with a checkpoint, where the reward has come to nothing.
 
         Raises:
-            RunStopped: If more verifications failed than `reward.max_failed` allows.
+            RunStoppedError: If more verifications failed than `reward.max_failed` allows.
         """
         self.guard.stop_if_decided(self.trainer, self._latest)
 
@@ -338,5 +340,7 @@ class GRPOModule(PolicyModule):
 
     def _log_evaluation(self, stage: str) -> None:
         values = self.eval_stats.compute()
+        if values["failed"]:
+            rank_zero_warn(f"{stage}: {values['failed']:.0f} answers without a verdict are left out (failed/<kind>)")
         self.eval_stats.reset()
         self.log_dict({**{f"{stage}/{name}": value for name, value in values.items()}, "step": float(self.global_step)})

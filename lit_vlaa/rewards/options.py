@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from lit_vlaa.answers import ascii_digits, unstyled
 
-_LINE_MARK = re.compile(r"^[ \t]*\(?([A-Z])[):.](?!\w)[ \t]*", re.MULTILINE)
+# At the start of lines a run of A, B, ... is sign enough; MathVerse writes `A:65°` without a blank.
+_LINE_MARK = re.compile(r"^[ \t]*\(?([A-Z])[):.][ \t]*", re.MULTILINE)
 _INLINE_MARK = re.compile(r"(?:^|(?<=[\s(]))\(?([A-Z])[):.](?!\w)\s*")
 _SPELLINGS = (
     (re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;!: ]|[$*`]"), ""),

@@ -287,6 +287,12 @@ def test_one_answer_is_right_for_one_truth_at_most() -> None:
     assert all(sum(score(hedge, truth, question=QUESTION) for truth in "ABCD") <= 1 for hedge in hedges)
 
 
+def test_options_without_a_blank_after_their_letter_count() -> None:
+    question = "How large is it?\nChoices:\nA:65°\nB:60°"
+    assert score("60", "B", question=question) == 1
+    assert score("B: 65", "B", question=question) == 0  # the text of another option
+
+
 @pytest.mark.parametrize("truth", ["", "7", "A or B", "AB", "\u202eC", "none"])
 def test_unreadable_truth_is_no_verdict(truth: str) -> None:
     with pytest.raises(UnparsableTruthError, match="mcq truth"):
@@ -298,6 +304,8 @@ def test_unreadable_truth_is_no_verdict(truth: str) -> None:
     [
         ("Which?\nA: 4\nB: 6", {"A": "4", "B": "6"}),
         ("In figure (B), which?\nA) one\nB) two", {"A": "one", "B": "two"}),
+        ("Choices:\nA:65°\nB:60°", {"A": "65°", "B": "60°"}),
+        ("Which?\n(A)65\n(B)60\n(C)55", {"A": "65", "B": "60", "C": "55"}),
         ("Which? A. 4 B. 6 C. 8", {"A": "4", "B": "6", "C": "8"}),
         ("Which? (A) one (B) two", {"A": "one", "B": "two"}),
         ("What does A: mean?", {}),
