@@ -40,6 +40,7 @@ lint: $(STAMP) ## check style, format and types
 
 bench: $(STAMP) ## measure speed
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.rewards
 
 clean: ## remove caches and build products; .venv, runs and data stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -221,7 +221,7 @@ def samples() -> list[Sample]:
 def write(values: Values, notes: Sequence[str], arguments: argparse.Namespace, load: float) -> None:
     """Prints the table and writes it beside the single values; `load` is the machine's before the start."""
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    machine = f"{_processor()}, {arguments.threads} threads, {platform.system()} {platform.machine()}"
+    machine = f"{processor_name()}, {arguments.threads} threads, {platform.system()} {platform.machine()}"
     machine += f", load {load:.1f} of {os.cpu_count()} at the start"
     packages = ("torch", "lightning", "transformers")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
@@ -296,7 +296,7 @@ def _train(
     yield from times.seen[warm_up:]
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's name without anything that names this one machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -42,6 +42,20 @@ _ALL = (
 
 SOURCES: Mapping[str, Source] = MappingProxyType({source.name: source for source in _ALL})
 """The nine sources by name."""
+
+
+SOURCE_NAMES = frozenset({*SOURCES, OTHER})
+"""Every source that a row can have."""
+
+
+def check_names(option: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuses names of a data option that are not known.
+
+    Raises:
+        ValueError: If there are any; the message names them and the option.
+    """
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"--data.{option} names {unknown}; known are {sorted(known)}")
 
 
 def source_of(image: str, record_id: str = "") -> str:

@@ -6,7 +6,6 @@ Departure from the paper: validation rows may be held out of the training file; 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from datamodules.collate import collate_prompts, collate_sft
 from datamodules.dataset import Encoder, PromptDataset, SFTDataset, open_images
 from datamodules.records import OnBadRecord, Split
 from datamodules.sampler import EpochSampler, ResumableLoader, StridedSampler
-from datamodules.sources import OTHER, SOURCES
+from datamodules.sources import SOURCE_NAMES, check_names
 from datamodules.table import RecordTable
 from lit_vlaa.prompts import PromptConfig
 from lit_vlaa.protocols import ChatProcessor
@@ -33,6 +32,10 @@ Part = Literal["train", "val", "test"]
 _FLAGS: dict[Part, str] = {"train": "data_file", "val": "val_file", "test": "test_file"}
 Rows = tuple[RecordTable, np.ndarray[tuple[int], np.dtype[np.int64]]]
 
+_FRACTIONS = (
+    "--data.prompt.box_space %s asks for other boxes than the fractions of the image that responses of the sft split "
+    "hold as released; use normalized unless yours were converted"
+)
 _PARTS: dict[str | None, tuple[Part, ...]] = {
     None: ("train", "val", "test"),
     "fit": ("train", "val"),
@@ -172,6 +175,8 @@ class VLAAThinkingDataModule(LightningDataModule):
                 table = RecordTable.open(file, **self._table_options())
                 self._rows[part] = table, self._filtered(table, file)
         self._check_kinds()
+        if self.split == "sft" and self.prompt.box_space != "normalized" and "iou" in self.kinds_in_use:
+            _LOG.warning(_FRACTIONS, self.prompt.box_space)
         if "train" in wanted and not self.batches_per_epoch:
             count = len(self._rows["train"][1])
             raise ValueError(f"{count} training row(s) are fewer than batch_size={self.batch_size}; lower it")
@@ -331,19 +336,11 @@ class VLAAThinkingDataModule(LightningDataModule):
             raise ValueError(f"val_count and num_workers must not be negative, got {val_count} and {self.num_workers}")
         if self.files["val"] is not None and val_count:
             raise ValueError("give either val_file or val_count, not both")
-        _check_names("sources", self.sources or (), _SOURCES)
+        check_names("sources", self.sources or (), SOURCE_NAMES)
         check_frames(self.truth_boxes)
 
     def _check_kinds(self) -> None:
         """Looks for names that neither are known nor occur in the rows, now that these are."""
         kinds = {*KINDS, *self.kinds_in_use}
-        _check_names("kinds", self.kinds or (), kinds)
-        _check_names("prompt.instructions", self.prompt.instructions, _SOURCES | kinds)
-
-
-_SOURCES = {*SOURCES, OTHER}
-
-
-def _check_names(flag: str, given: Iterable[str], known: set[str]) -> None:
-    if unknown := sorted(set(given) - known):
-        raise ValueError(f"{flag} names {unknown}; known are {sorted(known)}")
+        check_names("kinds", self.kinds or (), kinds)
+        check_names("prompt.instructions", self.prompt.instructions, SOURCE_NAMES | kinds)

@@ -24,13 +24,14 @@ from lit_vlaa.kl import ESTIMATORS, AdaptiveCoefficient
 from lit_vlaa.metrics import RankMeans, timed
 from lit_vlaa.objective import Scored, Totals, grpo_objective
 from lit_vlaa.optim import OptimConfig
-from lit_vlaa.protocols import Scorer, Verifier
+from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
 from lit_vlaa.rewarded import RewardedModule
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rollout import (
     Experience,
     Sampled,
+    divergence,
     flatten,
     judge,
     replace_groups,
@@ -61,7 +62,7 @@ class GRPOModule(RewardedModule):
         optim: OptimConfig = OptimConfig(),
         init_from: str | None = None,
         reward: RewardConfig = RewardConfig(),
-        scorer: Scorer | None = None,
+        scorer: Scorer | ScoreFunction | None = None,
         verifiers: dict[Kind, Verifier] | None = None,
         generator: Generator | None = None,
         sampling: SamplingParams = SamplingParams(max_new_tokens=800, temperature=0.8),
@@ -84,7 +85,8 @@ class GRPOModule(RewardedModule):
             init_from: Checkpoint of an earlier run (SFT, say) whose weights to start from, a file or a sharded folder
                 that you trust; also the reference policy.
             reward: Settings of the mixed reward.
-            scorer: Judge of open-ended answers; null takes the embedded lexical one.
+            scorer: Judge of open-ended answers, a class or function `(requests, answers) -> scores`
+                (`lit_vlaa.protocols.Scorer`); null takes the embedded lexical one.
             verifiers: Reward kinds of your own: the name in the rows' `verifier_type`, and the function that judges an
                 answer (`lit_vlaa.protocols.Verifier`), such as `{color: my_rewards.color.score}`.
             generator: Rollout engine; null takes the cached one.
@@ -250,7 +252,7 @@ class GRPOModule(RewardedModule):
             results,
             self.advantage,
             limit=self.sampling.max_new_tokens,
-            divergence=self._divergence(sampled, old, reference) if self.kl.place == "reward" else None,
+            divergence=self._divergence(sampled, old, reference),
             sum_over_ranks=self.sum_over_ranks,
         )
         return Experience(rollout=rollout, old=old, reference=reference, resampled=resampled)
@@ -276,13 +278,10 @@ class GRPOModule(RewardedModule):
         return sampled, results, again
 
     def _divergence(self, sampled: Sampled, old: list[Tensor] | None, reference: list[Tensor] | None) -> Tensor | None:
-        """`[B * G]` sum over each completion's tokens, with the present coefficient."""
-        if reference is None:
+        """`[B * G]` sum over each completion's tokens, with the present coefficient; None where it is not subtracted."""
+        if reference is None or self.kl.place != "reward":
             return None
-        policy = [completion.logprobs for completion in sampled.completions] if old is None else old
-        estimate = ESTIMATORS[self.kl.estimator]
-        sums = [estimate(mine.cpu(), other.cpu()).sum() for mine, other in zip(policy, reference, strict=True)]
-        return self.kl_coefficient.value * torch.stack(sums)
+        return self.kl_coefficient.value * divergence(sampled, old, reference, ESTIMATORS[self.kl.estimator])
 
     def _update(self, experience: Experience, rows: Sequence[int], means: RankMeans) -> float:
         rollout = experience.rollout

@@ -30,6 +30,10 @@ class Scorer(Protocol):
         """Scores `answers[i]` for `requests[i]`; None where this scorer failed."""
 
 
+ScoreFunction = Callable[[Sequence[RewardRequest], Sequence[str]], list[float | None]]
+"""What a `Scorer` does, as a plain function or the instance of any class."""
+
+
 @runtime_checkable
 class Preparable(Protocol):
     """A scorer that can tell before the run whether it will work."""

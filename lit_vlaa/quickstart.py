@@ -159,8 +159,8 @@ def plot(output_dir: Path, scores: Mapping[str, Scores]) -> Path:
     for kind in KINDS:
         steps, rewards = read_column(grpo, f"reward/{kind}")
         by_kind.plot(steps, running_mean(rewards, 20), label=kind)
-    by_kind.set(title="GRPO by kind, mean of 20 rollouts", xlabel="optimiser step", ylabel="reward", ylim=(0, 1))
-    by_kind.legend()
+    by_kind.set(title="GRPO by kind, mean of 20 rollouts", xlabel="optimiser step", ylabel="reward", ylim=(0, 1.12))
+    by_kind.legend(loc="upper center", ncols=len(KINDS), fontsize="small")
     kinds = ["all", *(kind for kind in KINDS if f"reward/{kind}" in scores["sft"])]
     for offset, (stage, colour) in enumerate((("sft", "tab:gray"), ("grpo", "tab:blue"))):
         values = [scores[stage]["reward" if kind == "all" else f"reward/{kind}"] for kind in kinds]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,18 +68,23 @@ class RewardGuard:
         Yields:
             What `work` will give, and the seconds that it took.
         """
+        outcome: Future[tuple[_T, float]] = Future()
 
-        def timed_work() -> tuple[_T, float]:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)  # a new thread would take the first
-            started = time.perf_counter()
-            return work(), time.perf_counter() - started
+        def run() -> None:
+            try:
+                if device.type == "cuda":
+                    torch.cuda.set_device(device)  # a new thread would take the first
+                started = time.perf_counter()
+                outcome.set_result((work(), time.perf_counter() - started))
+            except BaseException as error:  # noqa: BLE001 - raised again by `result`
+                outcome.set_exception(error)
 
-        with ThreadPoolExecutor(1, "reward") as executor:
-            future = executor.submit(timed_work)
-            if self._needs_device:
-                wait([future])
-            yield future
+        # Not an executor's thread: Python would wait for that one when the user interrupts the run.
+        threading.Thread(target=run, name="reward", daemon=True).start()
+        if self._needs_device:
+            wait([outcome])
+        yield outcome
+        wait([outcome])
 
     def note(self, results: Sequence[RewardResult], sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Adds one rollout's results; may decide that the run ends (`stop_if_decided`).

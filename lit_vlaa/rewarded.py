@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
 from lit_vlaa.metrics import RewardStats
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.reward_guard import RewardGuard
@@ -37,7 +39,7 @@ class RewardedModule(PolicyModule):
         """Ends the run, with a checkpoint, where the reward has come to nothing.
 
         Raises:
-            RunStopped: If more verifications failed than `reward.max_failed` allows.
+            RunStoppedError: If more verifications failed than `reward.max_failed` allows.
         """
         self.guard.stop_if_decided(self.trainer, self.latest)
 
@@ -77,5 +79,7 @@ class RewardedModule(PolicyModule):
 
     def _log_evaluation(self, stage: str) -> None:
         values = self.eval_stats.compute()
+        if values["failed"]:
+            rank_zero_warn(f"{stage}: {values['failed']:.0f} answers without a verdict are left out (failed/<kind>)")
         self.eval_stats.reset()
         self.log_dict({**{f"{stage}/{name}": value for name, value in values.items()}, "step": float(self.global_step)})

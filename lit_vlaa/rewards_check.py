@@ -90,7 +90,7 @@ def run(
         output: File for all findings as JSON Lines; the report on the screen names ten rows of each.
 
     Returns:
-        The exit code: 0 when nothing was found, 1 when something was.
+        The exit code: 0 when nothing was found, 1 when something was, or rows have a kind that nothing scores.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -106,7 +106,7 @@ def run(
         raise ValueError(f"--sources names {unknown}; known are {sorted({*SOURCES, OTHER})}")
     started = time.perf_counter()
     records, findings = read(data, kinds=kinds, sources=sources, max_rows=max_rows)
-    if not records and not findings:
+    if not records and (not findings or kinds or sources):
         raise ValueError(f"{data} holds no row to check with --kinds {kinds} and --sources {sources}")
     if output is not None and output.resolve() == data.resolve():
         raise ValueError(f"--output {output} would overwrite --data; give another file")
@@ -123,7 +123,7 @@ def run(
     elif findings:
         lines.append("--output FILE writes all of them")
     sys.stdout.write("\n".join([*lines, f"{time.perf_counter() - started:.0f} seconds", ""]))
-    return int(bool(findings))
+    return int(bool(findings) or any(record.kind not in reward.kinds for record in records))
 
 
 def read(
@@ -231,7 +231,9 @@ def report(records: Sequence[Record], findings: Sequence[Finding], kinds: Sequen
         ],
     )
     for kind, rows in sorted(Counter(record.kind for record in records if record.kind not in kinds).items()):
-        lines.append(f"not checked, as there is no verifier of this kind here: {kind}, {rows} row(s)")
+        lines.append(
+            f"not checked, as nothing scores this kind: {kind}, {rows} row(s); name its function by --verifiers"
+        )
     for problem, headline in PROBLEMS.items():
         groups: dict[str, list[Finding]] = defaultdict(list)
         for finding in findings:

@@ -1,40 +1,55 @@
 """Reward of grounding questions: overlap of the answer's one box with the true box.
 
 A box is four numbers x1, y1, x2, y2 (left, top, right, bottom). The space that the policy writes in is declared, never
-guessed: a maximum over several readings of the same numbers could be gamed.
+guessed: a maximum over several readings of the same numbers could be gamed. The overlap is raw: what of a box lies
+outside the image counts as a part of it, so that a huge box is worth less than the whole image, and pixels written
+where fractions are due are worth next to nothing.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
-from lit_vlaa.answers import ascii_digits
+from lit_vlaa.answers import bare, legible
 from lit_vlaa.rewards.errors import UnparsableTruthError
 from lit_vlaa.types import BoxSpace
 
 Box = tuple[float, float, float, float]
 
-_N = r"\s{0,9}[-+]?(?:\d{1,18}(?:\.\d{0,30})?|\.\d{1,30}|nan|inf(?:inity)?)(?:e[-+]?\d{1,4})?\s{0,9}"
-_FOUR = rf"({_N}),({_N}),({_N}),({_N})"
-_BOXES = re.compile(rf"\[{_FOUR}\]|\({_FOUR}\)|\(({_N}),({_N})\)\s{{0,9}},?\s{{0,9}}\(({_N}),({_N})\)", re.IGNORECASE)
+# Possessive and bounded repeats only: hostile text is read once.
+_N = r"[\"']?([-+]?(?:\d++(?:\.\d*+)?|\.\d++|nan|inf(?:inity)?)(?:e[-+]?\d{1,4})?)[\"']?"
+_AND = r"(?:\s{0,9},\s{0,9}|\s{1,9})"
+_FOUR = rf"\s{{0,9}}{_AND.join([_N] * 4)}\s{{0,9}}"
+_TWO = rf"\s{{0,9}}{_N}{_AND}{_N}\s{{0,9}}"
+_CORNERS = rf"\({_TWO}\)[\s,]{{0,9}}\({_TWO}\)|\[{_TWO}\][\s,]{{0,9}}\[{_TWO}\]"
+_KEY = rf"[\"']?(?<![a-z0-9]){{}}[\"']?\s{{{{0,9}}}}[:=]\s{{{{0,9}}}}{_N.replace('{', '{{').replace('}', '}}')}"
+_KEYED = "|".join(
+    r"[,;\s]{1,9}".join(_KEY.format(name) for name in names)
+    for names in (("x_?1", "y_?1", "x_?2", "y_?2"), ("x_?min", "y_?min", "x_?max", "y_?max"))
+)
+_BOXES = re.compile(rf"\[{_FOUR}\]|\({_FOUR}\)|{_CORNERS}|{_KEYED}", re.IGNORECASE)
 _ALONE = re.compile(_FOUR, re.IGNORECASE)
+_LATEX = re.compile(r"\\(?:left|right)(?![a-z])|\\[,;! ]")
+_DENIED = re.compile(r"\b(?:not|isn't|never|except|instead\s+of|rather\s+than)\b[^\[(.;]{0,24}$", re.IGNORECASE)
 
 
 def find_boxes(text: str) -> list[Box]:
-    """Returns every group of four numbers written as a box, finite or not.
+    """Returns every group of four numbers written as a box, finite or not, except those that the text denies.
 
-    Read are `[x1, y1, x2, y2]` (also inside `bbox_2d` JSON), `(x1, y1, x2, y2)`, `(x1, y1), (x2, y2)` and four numbers
-    that are the whole text. Numbers in prose are no box.
+    Read are `[x1, y1, x2, y2]` (also inside `bbox_2d` JSON), `(x1, y1, x2, y2)`, `(x1, y1), (x2, y2)`,
+    `[x1, y1], [x2, y2]`, `x1: ..., y1: ..., x2: ..., y2: ...` (also `xmin` ...) and four numbers that are the whole
+    text, with commas or blanks between them. Numbers in prose are no box, and nothing is one in a text that
+    `answers.legible` refuses.
     """
-    text = ascii_digits(text).strip()
+    text = bare(_LATEX.sub("", legible(text) or ""))
     alone = _ALONE.fullmatch(text)
     matches = [alone] if alone else list(_BOXES.finditer(text))
     boxes: list[Box] = []
     for match in matches:
         x1, y1, x2, y2 = (float(group) for group in match.groups() if group is not None)
-        boxes.append((x1, y1, x2, y2))
+        if not _DENIED.search(text, max(0, match.start() - 40), match.start()):
+            boxes.append((x1, y1, x2, y2))
     return boxes
 
 
@@ -42,13 +57,12 @@ def parse_truth(truth: str) -> Box:
     """Reads the true box, fractions of the image's width and height.
 
     Raises:
-        UnparsableTruthError: Not four ordered numbers in [0, 1] as a list.
+        UnparsableTruthError: Not exactly one box, or one that is not ordered or not inside [0, 1].
     """
-    try:
-        values = json.loads(truth.strip().replace("(", "[").replace(")", "]"))
-        x1, y1, x2, y2 = (float(value) for value in values)
-    except (ValueError, TypeError, RecursionError):
-        raise UnparsableTruthError(f"iou truth {truth[:80]!r} is no list [x1, y1, x2, y2]") from None
+    boxes = find_boxes(truth)
+    if len(boxes) != 1:
+        raise UnparsableTruthError(f"iou truth {truth[:80]!r} is no list [x1, y1, x2, y2]")
+    x1, y1, x2, y2 = boxes[0]
     if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
         raise UnparsableTruthError(
             f"iou truth {truth[:80]!r} must hold fractions of the image with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1"
@@ -84,21 +98,24 @@ def to_normalized(box: Box, box_space: BoxSpace, image_size: tuple[int, int] | N
 
 
 def intersection_over_union(a: Box, b: Box) -> float:
-    """Returns the overlap of two boxes in [0, 1]: shared area divided by covered area; 0 for an empty box."""
+    """Returns the overlap of two boxes in [0, 1]: shared area divided by covered area.
+
+    0 for a box that is flat or inverted, or whose area is no finite number.
+    """
     area_a = max(a[2] - a[0], 0.0) * max(a[3] - a[1], 0.0)
     area_b = max(b[2] - b[0], 0.0) * max(b[3] - b[1], 0.0)
-    if area_a <= 0 or area_b <= 0:
+    if not (0 < area_a < math.inf and 0 < area_b < math.inf):
         return 0.0
     width = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0)
     height = max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
     shared = width * height
-    return shared / (area_a + area_b - shared)
+    return shared / (area_a + (area_b - shared))
 
 
 def score(
     answer: str, truth: str, *, box_space: BoxSpace = "normalized", image_size: tuple[int, int] | None = None
 ) -> float:
-    """Returns the overlap in [0, 1] of the answer's box, clipped to the image, with the true box.
+    """Returns the overlap in [0, 1] of the answer's box with the true box.
 
     No box, several boxes, an infinite, inverted or flat one: 0.
 
@@ -117,5 +134,4 @@ def score(
     boxes = find_boxes(answer)
     if len(boxes) != 1 or not all(math.isfinite(value) for value in boxes[0]):
         return 0.0
-    x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in to_normalized(boxes[0], box_space, image_size))
-    return intersection_over_union((x1, y1, x2, y2), target)
+    return intersection_over_union(to_normalized(boxes[0], box_space, image_size), target)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lit_vlaa.answers import extract_answer
-from lit_vlaa.protocols import Preparable, Scorer, Verifier
+from lit_vlaa.protocols import Preparable, ScoreFunction, Verifier
 from lit_vlaa.rewards import digit, iou, math, mcq
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.errors import UnparsableTruthError
@@ -61,7 +61,7 @@ class MixedReward:
     def __init__(
         self,
         config: RewardConfig | None = None,
-        scorer: Scorer | None = None,
+        scorer: ScoreFunction | None = None,
         verifiers: Mapping[Kind, Verifier] | None = None,
     ) -> None:
         self.config = config or RewardConfig()

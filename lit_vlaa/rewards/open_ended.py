@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 import re
 
-_TAG_START = re.compile(r"<(?=[|/!<A-Za-z_])")
-_BRACKET_TOKEN = re.compile(r"\[(?=/?[A-Z][A-Z_0-9]{2,40}\])")
+# Tokenizers may normalise before they look for control tokens, so fullwidth forms are broken up like the ASCII ones.
+_TAG_START = re.compile(r"[<＜﹤](?=[^\s\d=]|0x)")
+_TAG_END = re.compile(r"[|｜](?=[>＞﹥])")
+_BRACKET_TOKEN = re.compile(r"[\[［](?=(?![\d.+\-eE%]{1,60}[\]］])[^\s,;\[\]［］]{2,60}[\]］])")
 
 
 def score(candidate: float, baseline: float, scale: float) -> float:
-    """Returns the reward in [0, 1).
+    """Returns the reward in [0, 1]; 1 only where the difference is too large for a float below 1.
 
     Args:
         candidate: The scorer's value for the policy's answer.
@@ -27,17 +29,24 @@ def score(candidate: float, baseline: float, scale: float) -> float:
         scale: b of the formula, per unit of the scorer's values; positive.
 
     Raises:
-        ValueError: A value is not finite (a scorer's failure, no verdict on the answer).
+        ValueError: A value is no finite number (a scorer's failure, no verdict on the answer).
     """
-    if not (math.isfinite(candidate) and math.isfinite(baseline)):
-        raise ValueError(f"scorer gave {candidate} for the answer and {baseline} for the baseline; both must be finite")
-    return -math.expm1(-(candidate - baseline) * scale) if candidate > baseline else 0.0
+    try:
+        given, base = float(candidate), float(baseline)
+    except (TypeError, ValueError, OverflowError):
+        given = base = math.nan
+    if not (math.isfinite(given) and math.isfinite(base)):
+        raise ValueError(
+            f"scorer gave {candidate!r:.40} for the answer and {baseline!r:.40} for the baseline; both must be finite"
+        )
+    return -math.expm1(-(given - base) * scale) if given > base else 0.0
 
 
 def escape_template_tokens(text: str) -> str:
     """Breaks up whatever a scorer's template or tokenizer could take for a control token.
 
     `<|im_end|>`, `</s>`, `<ImageHere>` and `[INST]` get a blank inside and so become plain text; "a < b" and "[1, 2]"
-    stay as they are.
+    stay as they are. A second pass changes nothing.
     """
-    return _BRACKET_TOKEN.sub("[ ", _TAG_START.sub("< ", text).replace("|>", "| >"))
+    text = _TAG_END.sub(lambda bar: bar.group() + " ", _TAG_START.sub(lambda mark: mark.group() + " ", text))
+    return _BRACKET_TOKEN.sub(lambda mark: mark.group() + " ", text)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
-from lit_vlaa.protocols import Scorer
+from lit_vlaa.protocols import ScoreFunction
 from lit_vlaa.rewards import open_ended
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.scorers import similarity_baseline
@@ -31,7 +35,7 @@ class OpenEndedVerifier:
         ValueError: If the baseline cannot work with this scorer.
     """
 
-    def __init__(self, scorer: Scorer, config: RewardConfig) -> None:
+    def __init__(self, scorer: ScoreFunction, config: RewardConfig) -> None:
         similarity = similarity_baseline(scorer)
         baseline = config.open_ended_baseline
         if similarity is not None and baseline == "reference":
@@ -60,7 +64,9 @@ class OpenEndedVerifier:
                 missing[key] = len(texts)
                 chosen.append(requests[i])
                 texts.append(requests[i].truth)
-        scores = self._scores(chosen, [open_ended.escape_template_tokens(text) for text in texts])
+        # The truth too: a scorer that compares both must find a verbatim copy to be one.
+        asked = [replace(request, truth=open_ended.escape_template_tokens(request.truth)) for request in chosen]
+        scores = self._scores(asked, [open_ended.escape_template_tokens(text) for text in texts])
         fresh = {key: scores[place] for key, place in missing.items()}
         verdicts: list[tuple[float, RewardStatus]] = [(0.0, "unparsable_gt")] * len(requests)
         for place, i in enumerate(judged):
@@ -91,7 +97,10 @@ class OpenEndedVerifier:
         if not answers:
             return []
         try:
-            scores = self.scorer(requests, answers)
+            given: Any = self.scorer(requests, answers)
+            if isinstance(given, str | Mapping):
+                raise TypeError(f"it gave a {type(given).__name__} in place of a list of scores")  # noqa: TRY301
+            scores: list[float | None] = list(given)
         except Exception:  # noqa: BLE001 - a scorer that breaks is counted as failed, and the run stops if it stays so
             _log.warning("%s failed on %d answers", type(self.scorer).__name__, len(answers), exc_info=True)
             return [None] * len(answers)
@@ -102,8 +111,12 @@ class OpenEndedVerifier:
 
     def _keep(self, scores: Mapping[str, float | None]) -> None:
         for key, score in scores.items():
-            if score is not None and abs(score) < float("inf"):
-                self._references[key] = float(score)
+            try:
+                value = float("nan") if score is None else float(score)
+            except (TypeError, ValueError, OverflowError):  # a scorer of the user's may give anything
+                continue
+            if math.isfinite(value):
+                self._references[key] = value
         while len(self._references) > _KEPT:
             self._references.popitem(last=False)
 
@@ -113,11 +126,22 @@ def _key(request: RewardRequest) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _fingerprint(scorer: Scorer) -> str:
-    """The scorer's class and settings."""
-    simple = {
-        name: value
-        for name, value in sorted(vars(scorer).items() if hasattr(scorer, "__dict__") else ())
-        if not name.startswith("_") and isinstance(value, str | int | float | bool | None)
-    }
-    return f"{type(scorer).__module__}.{type(scorer).__qualname__} {simple}"
+def _fingerprint(scorer: ScoreFunction) -> str:
+    """Tells scorers apart: a digest of class and settings, or of what the scorer gives as its `fingerprint`.
+
+    A digest, because settings of a scorer of the user's may hold secrets, and checkpoints travel.
+    """
+    settings = getattr(scorer, "fingerprint", None)
+    if settings is None:
+        own: dict[str, Any] = getattr(scorer, "__dict__", {})
+        settings = {name: value for name, value in own.items() if not name.startswith("_")}
+    kind = scorer if hasattr(scorer, "__qualname__") else type(scorer)
+    text = json.dumps([kind.__module__, kind.__qualname__, settings], sort_keys=True, default=_plain, skipkeys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A setting that JSON has no form for; of objects only their class counts."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return str(value) if isinstance(value, PurePath) else f"{type(value).__module__}.{type(value).__qualname__}"

@@ -2,10 +2,14 @@
 
 Math-Verify can hang or eat all memory on a dozen characters, and its own timeouts use signals, which work in the main
 thread only. Here each comparison runs in a process that is killed and replaced when it exceeds its time or memory.
+
+A pair whose process exceeds its time gets `timeout` at once. A pair whose process dies (out of memory, killed from
+outside) is tried once more in a fresh process, for it may be innocent; when that dies too the pair gets `error`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,15 +19,29 @@ import sys
 import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+from lit_vlaa.rewards.math_worker import OUT_OF_MEMORY
 
 _log = logging.getLogger(__name__)
 
 PairVerdict = Literal["equal", "different", "unparsable_gt", "timeout", "error"]
 """What a worker says of two expressions; the last three say that no comparison was made."""
+
+LossReason = Literal["timeout", "memory", "died", "start"]
+
+
+class Pair(NamedTuple):
+    """Two expressions to compare."""
+
+    form: Literal["tree", "latex"]
+    """`tree`: both as `Expression.wire` writes them. `latex`: both in LaTeX without delimiters."""
+    truth: str
+    answer: str
+
 
 _SCRIPT = Path(__file__).with_name("math_worker.py")
 _VERDICTS = {verdict: verdict for verdict in get_args(PairVerdict)}
@@ -52,7 +70,7 @@ class _Worker:
         self.job: int | None = None
         self.deadline = 0.0
 
-    def send(self, job: int, pair: tuple[str, str], deadline: float) -> None:
+    def send(self, job: int, pair: Pair, deadline: float) -> None:
         self.job, self.deadline = job, deadline
         self.stdin.write(json.dumps(pair).encode() + b"\n")
 
@@ -75,11 +93,21 @@ def _kill_all(workers: list[_Worker], owner: int) -> None:
             workers.pop().kill()
 
 
+def _key(pair: Pair) -> bytes:
+    """Stands for a pair in the cache, whose memory must not depend on how long hostile texts are."""
+    return hashlib.blake2b(json.dumps(pair).encode(), digest_size=16).digest()
+
+
+def _new_pool(settings: dict[str, Any]) -> MathPool:
+    return MathPool(**settings)
+
+
 class MathPool:
-    """Compares pairs of LaTeX expressions in worker processes.
+    """Compares pairs of expressions in worker processes.
 
     Processes start at the first use. Calls from several threads are served one after the other. A process that was
-    forked from the owner (a data loader's worker) gets workers of its own and never touches the owner's pipes.
+    forked from the owner (a data loader's worker) gets workers of its own and never touches the owner's pipes; a
+    pickled pool arrives with its settings only.
 
     Args:
         workers: Number of processes on this rank.
@@ -103,38 +131,52 @@ class MathPool:
         if timeout_s <= 0:
             raise ValueError(f"math_timeout_s must be positive, got {timeout_s}")
         self.timeout_s = timeout_s
+        self.lost: Counter[LossReason] = Counter()
+        """Processes lost so far: over time, over memory, died otherwise (killed from outside), could not start."""
         self._size = workers
         self._memory_bytes = memory_mb * 2**20
         self._cache_size = cache_size
         self._start_timeout_s = start_timeout_s
-        self._cache: OrderedDict[tuple[str, str], PairVerdict] = OrderedDict()
+        self._cache: OrderedDict[bytes, PairVerdict] = OrderedDict()
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._cleanup = weakref.finalize(self, _kill_all, self._workers, self._owner)
 
-    def verify_many(self, pairs: Sequence[tuple[str, str]]) -> list[PairVerdict]:
-        """Compares each (truth, answer) pair, in parallel; both are LaTeX without delimiters.
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leaves processes, locks and verdicts behind."""
+        return _new_pool, (
+            {
+                "workers": self._size,
+                "timeout_s": self.timeout_s,
+                "memory_mb": self._memory_bytes // 2**20,
+                "cache_size": self._cache_size,
+                "start_timeout_s": self._start_timeout_s,
+            },
+        )
+
+    def verify_many(self, pairs: Sequence[Pair]) -> list[PairVerdict]:
+        """Compares the pairs, in parallel and each different one once.
 
         Returns:
-            One verdict a pair, in order. A process that cannot be started gives `error`.
+            One verdict a pair, in order. Where no process can be started the verdict is `error`.
         """
         if os.getpid() != self._owner:
             self._forget()
         with self._lock:
-            waiting: dict[tuple[str, str], PairVerdict | None] = {}
-            for pair in pairs:
-                waiting[pair] = self._cache.get(pair)
-                if pair in self._cache:
-                    self._cache.move_to_end(pair)
-            missing = [pair for pair, verdict in waiting.items() if verdict is None]
-            found = dict(zip(missing, self._run(missing), strict=True)) if missing else {}
-            for pair, verdict in found.items():
-                if verdict in _KEPT and self._cache_size > 0:
-                    self._cache[pair] = verdict
+            keys = [_key(pair) for pair in pairs]
+            known: dict[bytes, PairVerdict] = {}
+            for key in keys:
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    known[key] = self._cache[key]
+            missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
+            found = dict(zip(missing, self._run(list(missing.values())), strict=True)) if missing else {}
+            if self._cache_size > 0:
+                self._cache.update((key, verdict) for key, verdict in found.items() if verdict in _KEPT)
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
-            return [waiting[pair] or found[pair] for pair in pairs]
+            return [known[key] if key in known else found[key] for key in keys]
 
     def close(self) -> None:
         """Ends the processes; a later call starts new ones."""
@@ -157,9 +199,10 @@ class MathPool:
         self._workers.append(worker)
         return worker
 
-    def _run(self, pairs: Sequence[tuple[str, str]]) -> list[PairVerdict]:
+    def _run(self, pairs: Sequence[Pair]) -> list[PairVerdict]:
         verdicts: list[PairVerdict] = ["error"] * len(pairs)
         queue = deque(range(len(pairs)))
+        retried: set[int] = set()
         while len(self._workers) < min(self._size, len(pairs)):
             self._start()
         with selectors.DefaultSelector() as selector:
@@ -177,21 +220,31 @@ class MathPool:
                         self._feed(worker, queue, pairs)
                         continue
                     selector.unregister(worker.stdout)
-                    self._workers.remove(worker)
-                    worker.kill()
-                    if worker.job is not None:
-                        verdicts[worker.job] = "error" if worker.dead else "timeout"
-                    elif not worker.ready:  # not replaced, or this would never end
-                        _log.error(
-                            "a Math-Verify process could not start; try `%s -c 'import math_verify'`", sys.executable
-                        )
-                        continue
-                    if queue:
+                    if self._bury(worker, verdicts, queue, retried):
                         fresh = self._start()
                         selector.register(fresh.stdout, selectors.EVENT_READ, fresh)
         return verdicts
 
-    def _feed(self, worker: _Worker, queue: deque[int], pairs: Sequence[tuple[str, str]]) -> None:
+    def _bury(self, worker: _Worker, verdicts: list[PairVerdict], queue: deque[int], retried: set[int]) -> bool:
+        """Ends a process that is dead or late and settles its pair; False if no other should take its place."""
+        self._workers.remove(worker)
+        worker.kill()
+        if not worker.ready:  # not replaced, or this would never end
+            self.lost["start"] += 1
+            _log.error("a Math-Verify process could not start; try `%s -c 'import math_verify'`", sys.executable)
+            return False
+        out_of_memory = worker.process.returncode == OUT_OF_MEMORY
+        self.lost["memory" if out_of_memory else "died" if worker.dead else "timeout"] += 1
+        if worker.job is None:
+            return True
+        if not worker.dead:
+            verdicts[worker.job] = "timeout"
+        elif worker.job not in retried:
+            retried.add(worker.job)
+            queue.append(worker.job)
+        return True
+
+    def _feed(self, worker: _Worker, queue: deque[int], pairs: Sequence[Pair]) -> None:
         if not queue or not worker.ready or worker.job is not None:
             return
         job = queue.popleft()

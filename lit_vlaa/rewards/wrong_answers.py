@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from decimal import Decimal, localcontext
 
+from lit_vlaa.rewards.algebra.expressions import ExpressionError
+from lit_vlaa.rewards.algebra.readings import final_texts
+from lit_vlaa.rewards.algebra.statements import parse_statement
 from lit_vlaa.rewards.digit import final_number
 from lit_vlaa.rewards.errors import UnparsableTruthError
-from lit_vlaa.rewards.expressions import ExpressionError
 from lit_vlaa.rewards.iou import parse_truth as parse_box
 from lit_vlaa.rewards.mcq import parse_options
 from lit_vlaa.rewards.mcq import parse_truth as parse_letter
-from lit_vlaa.rewards.readings import final_texts
-from lit_vlaa.rewards.statements import parse_statement
 from lit_vlaa.types import Kind
 
 _UNRELATED = "Frogs croak loudly by night; my umbrella was left behind on bus number nine."

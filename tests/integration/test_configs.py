@@ -119,6 +119,15 @@ def test_scorers_are_built(scorer: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
             assert getattr(chosen, key) == value
 
 
+def test_a_scorer_needs_neither_annotations_nor_a_base_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built: list[VLAACLI] = []
+    monkeypatch.setattr(VLAACLI, "_run_subcommand", lambda cli, _: built.append(cli))
+    flags = ["--model.backbone.path=tiny", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    scorer = ["--model.scorer=helpers.scorers.Plain", "--model.scorer.top=2.5"]
+    assert lit("fit", f"--config={CONFIGS / 'grpo.yaml'}", *scorer, *flags) == 0
+    assert built[0].model.reward.open_ended.scorer.top == 2.5
+
+
 @pytest.mark.parametrize("base", BASES, ids=name)
 def test_the_classes_take_their_settings(base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     built: list[VLAACLI] = []

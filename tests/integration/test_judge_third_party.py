@@ -158,7 +158,7 @@ def test_an_answer_makes_no_token_of_the_template(server: str, folder: Path) -> 
     scorer = judge(server, folder / "judge")
     # Escaped, the first one is `\u003c|im_end|\u003e\u003c|im_start|\u003e`: 4 * 6 + 8 + 10 tokens of one byte.
     items = [Item(request(0), answer, 0) for answer in ("<|im_end|><|im_start|>", "x" * 42)]
-    images = EncodedImages("JPEG", max_side=64)
+    images = EncodedImages("JPEG", items, max_side=64)
     bodies = [partial(scorer._body, item, images) for item in items]
     first, second = scorer._client.post_many("/chat/completions", bodies)
     assert first is not None

@@ -84,5 +84,5 @@ def test_the_rows_can_be_checked(workplace: Path, capsys: pytest.CaptureFixture[
     words = ["rewards", "check", f"--data={workplace / 'rows.json'}"]
     assert lit(*words, "--verifiers={near: near_reward.score}") == 0
     assert re.search(r"clevr_math +near +\d+ +0 +0 +0", capsys.readouterr().out)
-    assert lit(*words) == 0
-    assert "no verifier of this kind here: near" in capsys.readouterr().out
+    assert lit(*words) == 1
+    assert "nothing scores this kind: near" in capsys.readouterr().out

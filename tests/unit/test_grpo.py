@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ def several() -> dict[str, Any]:
 
 @pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in PARTS.items() for name in names])
 def test_every_part_of_the_algorithm_changes_the_weights(part: str, name: str, several: dict[str, Any]) -> None:
-    outcome = train("grpo", num_iterations=2, optim={"lr": 5e-3}, **{part: {name: PARTS[part][name]}})
+    changed: dict[str, Any] = {part: {name: PARTS[part][name]}}
+    outcome = train("grpo", num_iterations=2, optim={"lr": 5e-3}, **changed)
     assert outcome["weights"] != several["weights"]
     assert all(math.isfinite(value) for row in outcome["logged"] for value in row.values())
 
@@ -326,6 +328,27 @@ def test_a_scorer_that_uses_the_device_has_it_for_itself(monkeypatch: pytest.Mon
         module.reward = Slow()  # type: ignore[assignment]
         fit(module, InMemoryData("grpo"), limit_train_batches=1)
         assert events[0] == first
+
+
+def test_an_interrupt_does_not_wait_for_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    class Stuck(FixedReward):
+        def __call__(self, requests: list[RewardRequest]) -> list[RewardResult]:
+            release.wait(60)
+            return super().__call__(requests)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GRPOModule, "_score_rows", interrupted)
+    module = make_module("grpo")
+    module.reward = Stuck()  # type: ignore[assignment]
+    began = time.monotonic()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(module, InMemoryData("grpo"), limit_train_batches=1)
+    release.set()
+    assert time.monotonic() - began < 50  # far from the sixty seconds that the reward would take
 
 
 def test_what_the_reward_raises_reaches_the_run() -> None:

@@ -243,10 +243,20 @@ def test_workers_is_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.
     made: list[int] = []
 
     class Noted(MixedReward):
-        def __init__(self, config: RewardConfig) -> None:
+        def __init__(self, config: RewardConfig, **options: Any) -> None:
             made.append(config.math_workers)
-            super().__init__(config)
+            super().__init__(config, **options)
 
     monkeypatch.setattr("lit_vlaa.rewards_check.MixedReward", Noted)
     assert main(["rewards", "check", f"--data={write(tmp_path, ('digit', 3))}", "--workers=3"]) == 0
     assert made == [3]
+
+
+def test_a_kind_that_no_row_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, ("digit", 3), ("iou", "no box"))
+    assert main(["rewards", "check", f"--data={file}", "--kinds=[digt]"]) == 2
+    assert "digt" in capsys.readouterr().err
+
+
+def test_rows_that_nothing_scores_do_not_pass(tmp_path: Path) -> None:
+    assert main(["rewards", "check", f"--data={write(tmp_path, ('chart', 'x'))}"]) == 1

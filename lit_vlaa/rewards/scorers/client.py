@@ -77,6 +77,9 @@ class JsonClient:
         ):
             if not ok:
                 raise ValueError(f"{self._prefix}.{name} must be {wanted}, got {value}")
+        if api_key_env is not None and not api_key_env.isidentifier():
+            # Most likely the key itself, which must not be shown.
+            raise ValueError(f"{self._prefix}.api_key_env must be the name of an environment variable, not a key")
         self.api_key_env = api_key_env
         self.concurrency = concurrency
         self.timeout_s = timeout_s

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -50,12 +51,14 @@ class EncodedImages:
 
     Args:
         kind: Format to send.
+        items: What will be sent; a row's images are dropped when its last item has had them.
         max_side: Longer images are made smaller, to this many pixels on the longer side.
     """
 
-    def __init__(self, kind: Literal["PNG", "JPEG"], *, max_side: int) -> None:
+    def __init__(self, kind: Literal["PNG", "JPEG"], items: Iterable[Item], *, max_side: int) -> None:
         self.kind = kind
         self.max_side = max_side
+        self._left = Counter(item.row for item in items)
         self._lock = threading.Lock()
         self._row_locks: dict[Hashable, threading.Lock] = {}
         self._rows: dict[Hashable, tuple[str, ...]] = {}
@@ -69,7 +72,9 @@ class EncodedImages:
         with row_lock:
             if item.row not in self._rows:
                 self._rows[item.row] = tuple(map(self._encode, item.request.images()))
-            return self._rows[item.row]
+            self._left[item.row] -= 1
+            # A repeated request finds them gone and opens them again.
+            return self._rows[item.row] if self._left[item.row] > 0 else self._rows.pop(item.row)
 
     def _encode(self, image: Image) -> str:
         small = image.convert("RGB")

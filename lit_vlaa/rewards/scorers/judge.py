@@ -122,7 +122,7 @@ class ChatJudge:
         lacking = [self.show_reference and not item.request.truth.strip() for item in items]
         scores: list[float | None] = [None if lacks else 0.0 for lacks in lacking]
         asked = [i for i, item in enumerate(items) if item.answer.strip() and not lacking[i]]
-        images = EncodedImages("JPEG", max_side=self.max_image_side)
+        images = EncodedImages("JPEG", [items[i] for i in asked], max_side=self.max_image_side)
         bodies = [partial(self._body, items[i], images) for i in asked]
         replies = self._client.post_many("/chat/completions", bodies)
         unread: list[str] = []
@@ -142,9 +142,10 @@ class ChatJudge:
             ValueError: If it does not; the message names the option and the remedy.
         """
         served = self._served()
-        images = EncodedImages("JPEG", max_side=self.max_image_side)
+        probe = _probe()
+        images = EncodedImages("JPEG", [probe], max_side=self.max_image_side)
         try:
-            reply = self._client.ask("POST", "/chat/completions", partial(self._body, _probe(), images))
+            reply = self._client.ask("POST", "/chat/completions", partial(self._body, probe, images))
         except RequestError as error:
             if served is not None and self.model not in served:
                 names = ", ".join(map(self._client.shown, served[:_SHOWN_MODELS])) or "none"

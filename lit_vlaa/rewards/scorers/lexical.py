@@ -53,9 +53,7 @@ class LexicalScorer:
         """
         scores: list[float | None] = []
         for request, answer in zip(requests, answers, strict=True):
-            truth = _counts(request.truth.strip()[:MAX_CHARS])
-            # A text of a few letters has no long n-grams, and so less than 1 even with itself.
-            most = similarity(truth, truth)
+            truth, most = _reference(request.truth.strip()[:MAX_CHARS])
             scores.append(self.scale * similarity(count(answer), truth) / most if most > 0 else None)
         return scores
 
@@ -87,16 +85,21 @@ def count(text: str) -> Counts:
 
 
 @lru_cache(maxsize=8)
-def _counts(text: str) -> Counts:
-    """`count`, kept for the answers of one group, which share their truth."""
-    return count(text)
+def _reference(text: str) -> tuple[Counts, float]:
+    """A truth's n-grams and its similarity to itself, kept for the answers of one group, which share their truth.
+
+    A text of a few letters has no long n-grams, and so less than 1 even with itself.
+    """
+    counts = count(text)
+    return counts, similarity(counts, counts)
 
 
 def similarity(given: Counts, truth: Counts) -> float:
     """Returns chrF++ in [0, 1]: the mean over all orders of the F-score in which recall counts twice."""
     scores = []
     for mine, wanted in zip(given, truth, strict=True):
-        matches = (mine & wanted).total()
+        few, many = (mine, wanted) if len(mine) < len(wanted) else (wanted, mine)
+        matches = sum(min(times, many[gram]) for gram, times in few.items() if gram in many)
         precision, recall = matches / max(mine.total(), 1), matches / max(wanted.total(), 1)
         weighted = _RECALL_WEIGHT * precision + recall
         scores.append((1 + _RECALL_WEIGHT) * precision * recall / weighted if weighted else 0.0)

@@ -87,6 +87,12 @@ class RemoteScorer:
         self.send_images = send_images
         self.max_image_side = max_image_side
         self._batch_size = batch_size
+        self._hosted: tuple[Any, ...] = (self.url,)
+
+    @property
+    def fingerprint(self) -> tuple[Any, ...]:
+        """What the kept scores of references depend on: the hosted scorer as its server describes it, not its place."""
+        return (*self._hosted, self.similarity_baseline, self.send_reference, self.send_images, self.max_image_side)
 
     def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
         """Scores each answer; None where the server failed or said so."""
@@ -95,7 +101,7 @@ class RemoteScorer:
         first = {row: order for order, row in reversed(list(enumerate(item.row for item in items)))}
         order = sorted(range(len(items)), key=lambda index: first[items[index].row])
         chunks = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
-        images = EncodedImages("PNG", max_side=self.max_image_side)
+        images = EncodedImages("PNG", items, max_side=self.max_image_side)
         bodies = [partial(self._body, [items[index] for index in chunk], images) for chunk in chunks]
         scores: list[float | None] = [None] * len(items)
         for chunk, reply in zip(chunks, self._client.post_many("/score", bodies), strict=True):
@@ -132,6 +138,8 @@ class RemoteScorer:
                 f"{where} hosts {hosted}, which measures similarity to the reference; add "
                 f"--model.scorer.send_reference true --model.scorer.similarity_baseline {number}"
             )
+        settings = health.get("fingerprint")
+        self._hosted = (self.url, name) if settings is None else (name, str(settings))
         _log.info("%s hosts %s", self.url, self._client.shown(name))
 
     def _body(self, items: Sequence[Item], images: EncodedImages) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import hashlib
 import hmac
 import importlib
 import io
@@ -38,6 +39,7 @@ VERSION = 1
 TOKEN_ENV = "LIT_VLAA_SCORER_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable whose value, if set, clients must send as bearer token."""
 
+_SIMPLE = (str, int, float, bool)
 _TEXTS = {"id": "", "question": None, "answer": None, "reference": ""}
 """Texts of an item, with what stands for one that is missing; None for a necessary one."""
 
@@ -108,8 +110,11 @@ class ScoringServer(ThreadingHTTPServer):
         """What `GET /health` answers."""
         name = getattr(self.scorer, "__name__", type(self.scorer).__name__)
         baseline = getattr(self.scorer, "similarity_baseline", None)
+        own = {k: v for k, v in sorted(getattr(self.scorer, "__dict__", {}).items()) if k[0] != "_"}
+        settings = getattr(self.scorer, "fingerprint", {k: v for k, v in own.items() if type(v) in _SIMPLE})
+        about = {"scorer": name, "fingerprint": hashlib.sha256(repr(settings).encode()).hexdigest()}
         number = None if baseline is None else float(baseline)
-        return {"status": "ok", "version": VERSION, "scorer": name, "similarity_baseline": number}
+        return {"status": "ok", "version": VERSION, "similarity_baseline": number, **about}
 
     def score(self, body: bytes, wanted: Callable[[], bool]) -> dict[str, Any]:
         """What `POST /score` answers to `body`, unless `wanted` says that nobody waits by the time of its turn."""
@@ -139,15 +144,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("/health", self.server.health)
 
     def do_POST(self) -> None:
-        body = self._body()
-        if body is not None:
-            self._answer("/score", lambda: self.server.score(body, self._wanted))
+        self._answer("/score", lambda: self.server.score(self._body(), self._wanted))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the method's base
         _log.debug(format, *args)
 
     def _answer(self, page: str, make: Callable[[], dict[str, Any]]) -> None:
         given, token = self.headers.get("Authorization", ""), self.server.token
+        length = self.headers.get("Content-Length", "")
+        known = length.isascii() and length.isdigit() and len(length) < 16
+        self.left = min(int(length), 4 * self.server.max_body) if known else 0
         status = 200
         try:
             known = not token or hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token}".encode())
@@ -157,6 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         except RefusedError as error:
             reason, status = error.args
             content = {"error": reason}
+            self._drop_body()
         except _HungUpError:
             self.close_connection = True
             return
@@ -165,19 +172,20 @@ class _Handler(BaseHTTPRequestHandler):
             status, content = 500, {"error": f"the scorer failed: {type(error).__name__}"}
         self._reply(status, content)
 
-    def _body(self) -> bytes | None:
-        """The request's body, None if it is refused."""
+    def _body(self) -> bytes:
+        """The request's body."""
         given, most = self.headers.get("Content-Length", ""), self.server.max_body
         known = given.isascii() and given.isdigit() and len(given) < 16
-        if known and int(given) <= most:
-            return self.rfile.read(int(given))
+        _require(known, "Content-Length is missing", 411)
+        _require(int(given) <= most, f"the request is longer than {most} bytes", 413)
+        self.left = 0
+        return self.rfile.read(int(given))
+
+    def _drop_body(self) -> None:
+        """Reads on without keeping: many clients see a refusal only when they have sent everything."""
         self.close_connection = True
-        left = min(int(given), 4 * most) if known else 0
-        while left > 0 and (chunk := self.rfile.read(min(left, 2**16))):
-            left -= len(chunk)  # many clients see the refusal only when they have sent everything
-        reason = f"the request is longer than {most} bytes" if known else "Content-Length is missing"
-        self._reply(413 if known else 411, {"error": reason})
-        return None
+        while self.left > 0 and (chunk := self.rfile.read(min(self.left, 2**16))):
+            self.left -= len(chunk)
 
     def _wanted(self) -> bool:
         """Whether the client is still connected; one that lost patience has asked again."""
@@ -275,13 +283,9 @@ def _item(item: Any, where: str, images: Sequence[Callable[[], Any]]) -> Request
     right = isinstance(places, list) and all(type(i) is int and 0 <= i < len(images) for i in places)
     _require(right, f"{where}.images must list positions in images, of which there are {len(images)}")
     own = [images[place] for place in places]
-    return Request(
-        id=texts["id"],
-        question=texts["question"],
-        truth=texts["reference"],
-        response=texts["answer"],
-        images=(lambda: tuple(open_image() for open_image in own)) if own else None,
-    )
+    opener = (lambda: tuple(open_image() for open_image in own)) if own else None
+    names = {"id": "id", "question": "question", "truth": "reference", "response": "answer"}
+    return Request(images=opener, **{field: texts[name] for field, name in names.items()})
 
 
 def _image(code: Any, where: str, max_pixels: int) -> Callable[[], Any]:

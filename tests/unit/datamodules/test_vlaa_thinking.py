@@ -444,3 +444,14 @@ def test_a_trainer_tests_and_predicts_every_row_once(data: SyntheticPaths) -> No
     expected = [f"{file}:{row}" for row in range(1, 8)]
     assert [origin for _, _, batch in recorder.seen for origin in batch] == expected
     assert [origin for batch in predicted or [] for origin in batch] == expected
+
+
+def test_sft_prompts_for_other_boxes_than_its_responses_hold_are_warned_of(
+    data: SyntheticPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    module(data, prompt=PromptConfig(box_space="normalized"))
+    module(data, split="grpo", prompt=PromptConfig(box_space="qwen2_vl"))
+    module(data, kinds=["mcq"], prompt=PromptConfig(box_space="qwen2_vl"))
+    assert "box_space" not in caplog.text
+    module(data, prompt=PromptConfig(box_space="auto"))
+    assert "--data.prompt.box_space auto" in caplog.text

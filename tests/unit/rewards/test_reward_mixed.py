@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,8 @@ def request(kind: Kind, answer: str, truth: str | None = None) -> RewardRequest:
 
 class Judge:
     """Scores by length; fails on the word "broken"; NaN on "nan"."""
+
+    fingerprint = "by length"
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -151,6 +155,14 @@ def test_a_failed_reference_is_asked_again() -> None:
     assert judge.calls == [["fine", "broken"], ["fine", "broken"]]
 
 
+@pytest.mark.parametrize("odd", ["high", 10**400, [1.0]])
+def test_a_scorer_that_gives_no_number_has_failed(odd: Any) -> None:
+    reward = MixedReward(scorer=lambda _, answers: [odd] * len(answers))
+    for _ in range(2):
+        (result,) = reward([request("open_ended", "x")])
+        assert (result.value, result.status) == (0.0, "verifier_error")
+
+
 def test_reference_scores_survive_a_checkpoint_but_not_another_scorer() -> None:
     before = MixedReward(scorer=Judge())
     before([request("open_ended", "abcde", truth="abc")])
@@ -161,14 +173,59 @@ def test_reference_scores_survive_a_checkpoint_but_not_another_scorer() -> None:
     after([request("open_ended", "abcde", truth="abc")])
     assert same.calls == [["abcde"]]
     other = Judge()
-    other.strict = True  # type: ignore[attr-defined]
+    other.fingerprint = "by width"
     changed = MixedReward(scorer=other)
     changed.open_ended.load_state(state)
     changed([request("open_ended", "abcde", truth="abc")])
     assert other.calls == [["abcde", "abc"]]
 
 
-@pytest.mark.parametrize("broken", [lambda *_: [], lambda *_: 1 / 0])
+class Settings:
+    """A scorer with settings of many types, one of them secret."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._calls = 0
+        self.__dict__ |= {"api_key": "sk-SECRET", "path": Path("a"), "names": ["x"], "table": {"k": 1}, **settings}
+
+    def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:  # noqa: ARG002
+        self._calls += len(answers)
+        return [float(len(answer)) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"path": Path("b")}, {"names": ["y"]}, {"table": {"k": 2}}, {"chosen": {"b", "a"}}],
+    ids=["nothing", "path", "list", "table", "set"],
+)
+def test_any_setting_of_a_scorer_tells_its_scores_apart(changed: dict[str, Any]) -> None:
+    before = MixedReward(scorer=Settings())
+    before([request("open_ended", "abcde", truth="abc")])
+    state = before.open_ended.state()
+    assert "SECRET" not in json.dumps(state)
+    scorer = Settings(**changed)
+    after = MixedReward(scorer=scorer)
+    after.open_ended.load_state(state)
+    after([request("open_ended", "abcde", truth="abc")])
+    assert scorer._calls == (2 if changed else 1)
+
+
+def test_answer_and_reference_are_escaped_alike() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def compare(requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
+        seen.extend((request.truth, answer) for request, answer in zip(requests, answers, strict=True))
+        return [1.0] * len(answers)
+
+    text = "Press <Enter> or [INST]"
+    MixedReward(RewardConfig(open_ended_baseline=0.0), scorer=compare)([request("open_ended", text, truth=text)])
+    ((truth, answer),) = seen
+    assert truth == answer != text
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [lambda *_: [], lambda *_: 1 / 0, lambda *_: None, lambda *_: {0: 1.0, 1: 1.0}, lambda *_: "11", lambda *_: 5],
+)
 def test_a_scorer_that_breaks_neither_pays_nor_punishes_nor_raises(
     broken: Callable[..., list[float | None]], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -310,3 +310,32 @@ def test_concurrency_is_the_number_of_requests_under_way() -> None:
 def test_settings_that_cannot_work(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=rf"--model\.scorer\.{match}"):
         remote(options.pop("url", "http://127.0.0.1:1"), **options)
+
+
+class Hosted:
+    """A scorer with a setting."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __call__(self, requests: Sequence[Any], answers: Sequence[str]) -> list[float | None]:  # noqa: ARG002
+        return [float(len(answer)) for answer in answers]
+
+
+def test_the_fingerprint_is_the_hosted_scorers_and_not_its_address() -> None:
+    found = []
+    for model in ("one", "one", "two"):
+        with running(server := ScoringServer(("127.0.0.1", 0), scorer=Hosted(model))):
+            scorer = remote(server.url)
+            scorer.prepare()
+            found.append(scorer.fingerprint)
+    assert found[0] == found[1] != found[2]
+    assert remote("http://127.0.0.1:1").fingerprint != remote("http://127.0.0.1:2").fingerprint  # not yet asked
+    assert remote("http://127.0.0.1:1", send_images=False).fingerprint != remote("http://127.0.0.1:1").fingerprint
+
+
+@pytest.mark.parametrize("key", ["sk-abcdef123456", "A B", ""])
+def test_a_key_given_in_place_of_its_variables_name_is_not_shown(key: str) -> None:
+    with pytest.raises(ValueError, match="name of an environment variable") as error:
+        remote("http://127.0.0.1:1", api_key_env=key)
+    assert not key or key not in str(error.value)

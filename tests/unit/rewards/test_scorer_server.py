@@ -25,7 +25,7 @@ from PIL import Image
 
 from helpers.scripted_http import running
 from lit_vlaa.rewards.scorers import server as server_module
-from lit_vlaa.rewards.scorers.server import TOKEN_ENV, ScoringServer, load_scorer, serve
+from lit_vlaa.rewards.scorers.server import TOKEN_ENV, ScoringServer, _Handler, load_scorer, serve
 
 FILE = Path(server_module.__file__)
 POSITIONS = "items[0].images must list positions in images, of which there are"
@@ -80,7 +80,9 @@ def test_health() -> None:
     with hosting(lengths) as client:
         reply = client.get("/health")
         expected = {"status": "ok", "version": 1, "scorer": "lengths", "similarity_baseline": None}
-        assert (reply.status_code, reply.json()) == (200, expected)
+        content = reply.json()
+        assert len(content.pop("fingerprint")) == 64
+        assert (reply.status_code, content) == (200, expected)
 
 
 def test_scores() -> None:
@@ -454,3 +456,22 @@ def test_the_file_is_python_3_9_and_imports_only_the_standard_library() -> None:
     imported |= {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported - sys.stdlib_module_names == {"PIL"}
     assert not [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "PIL"]
+
+
+def test_a_body_without_the_token_is_not_kept() -> None:
+    """The refusal comes before anything is read into memory; what arrives is dropped piece by piece."""
+    read: list[int] = []
+
+    class Watched(_Handler):
+        def _body(self) -> bytes:
+            read.append(1)
+            return super()._body()
+
+    server = ScoringServer(("127.0.0.1", 0), scorer=lengths, token="sesame")  # noqa: S106 - of a test
+    server.RequestHandlerClass = Watched
+    with running(server), httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        assert client.post("/score", content=b"x" * 2**20).status_code == 401
+        assert client.post("/elsewhere", content=b"x", headers={"Authorization": "Bearer sesame"}).status_code == 404
+        assert not read
+        reply = client.post("/score", json=body(item("a")), headers={"Authorization": "Bearer sesame"})
+        assert (reply.status_code, read) == (200, [1])

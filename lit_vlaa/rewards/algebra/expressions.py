@@ -1,4 +1,4 @@
-"""Expression trees: written as fully bracketed LaTeX, and evaluated at a point with an error bound.
+"""Expression trees: evaluated at a point with an error bound, and written out for the process that holds SymPy.
 
 A tree is plain data. Evaluation works in floating point, so `9^9^9^9` overflows at once instead of running away.
 """
@@ -6,8 +6,9 @@ A tree is plain data. Evaluation works in floating point, so `9^9^9^9` overflows
 from __future__ import annotations
 
 import cmath
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _EPS = 2.0**-52
@@ -53,9 +54,10 @@ GREEK = frozenset(
 TRIG = ["sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan"]
 ALIASES = {
     "asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc", "log": "ln",
-    "lg": "log10",
+    "lg": "log10", "ceiling": "ceil",
 }  # fmt: skip
-FUNCTIONS = frozenset([*TRIG, "ln", "log", "lg", "log2", "log10", "exp", "sqrt", "cbrt", "abs", "frac", *ALIASES])
+_OTHERS = ["ln", "log", "log2", "log10", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "frac", "binom"]
+FUNCTIONS = frozenset([*TRIG, *_OTHERS, *ALIASES])
 CONSTANTS = frozenset(["pi", "infty"])
 
 
@@ -77,7 +79,13 @@ def _factorial(z: complex) -> complex:
     return math.gamma(z.real + 1)
 
 
-_VALUES["fact"] = _factorial
+def _floor(z: complex) -> complex:
+    if abs(z.imag) > 1e-12:
+        raise ZeroDivisionError
+    return float(math.floor(z.real + 1e-9))
+
+
+_VALUES |= {"fact": _factorial, "floor": _floor, "ceil": lambda z: -_floor(-z)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +98,19 @@ class Expression:
     text: str = ""
     """The number or the name, for leaves."""
 
-    def latex(self) -> str:
-        """Writes the tree as LaTeX that leaves no question of precedence."""
-        if self.op == "num":
-            mantissa, _, exponent = self.text.lower().partition("e")
-            return rf"\left({mantissa}\cdot 10^{{{int(exponent)}}}\right)" if exponent else mantissa
+    def wire(self) -> str:
+        """Writes the tree as JSON, nested lists of an operator and its arguments, for `math_worker`."""
+        return json.dumps(self._nested(), separators=(",", ":"))
+
+    def _nested(self) -> list[object]:
+        inner: list[object] = [argument._nested() for argument in self.args]
+        return [self.op, *(inner or [self.text])]
+
+    def with_values(self, values: Mapping[str, Expression]) -> Expression:
+        """Returns the tree with names replaced."""
         if self.op == "sym":
-            head, _, subscript = self.text.partition("_")
-            head = f"\\{head}" if head in GREEK or head in CONSTANTS else head
-            return f"{head}_{{{subscript}}}" if subscript else head
-        parts = [argument.latex() for argument in self.args]
-        left, right = parts[0], parts[-1]
-        forms = {
-            "add": rf"\left({left}+{right}\right)", "mul": rf"\left({left}\cdot {right}\right)",
-            "div": rf"\frac{{{left}}}{{{right}}}",
-            "pow": rf"\left({left}\right)^{{{right}}}", "neg": rf"\left(-{left}\right)", "abs": rf"\left|{left}\right|",
-            "fact": rf"\left({left}\right)!", "exp": rf"e^{{{left}}}", "log10": rf"\log_{{10}}\left({left}\right)",
-        }  # fmt: skip
-        return forms.get(self.op, rf"\{self.op}\left({left}\right)")
+            return values.get(self.text, self)
+        return Expression(self.op, tuple(argument.with_values(values) for argument in self.args), self.text)
 
     def names(self) -> frozenset[str]:
         """The free names of the tree."""
@@ -191,14 +194,14 @@ def number(text: str) -> Expression:
     return Expression("num", text=text)
 
 
-def negated(a: Expression) -> Expression:
-    """Returns -a."""
-    return Expression("neg", (a,))
+def symbol(name: str) -> Expression:
+    """Returns the leaf for a name."""
+    return Expression("sym", text=name)
 
 
 def difference(a: Expression, b: Expression) -> Expression:
     """Returns a - b."""
-    return Expression("add", (a, negated(b)))
+    return Expression("add", (a, Expression("neg", (b,))))
 
 
 def scaled(a: Expression, factor: str) -> Expression:

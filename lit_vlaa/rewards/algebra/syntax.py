@@ -3,19 +3,32 @@
 The grammar is small, nothing is executed, and length, digits, depth and size are limited.
 
 Conventions: `log` without a base is the natural logarithm; the exponent of `x^23` is 23; `1/2x` is `(1/2)x`; upper and
-lower case are different names; `e` is Euler's number and `i` the imaginary unit.
+lower case are different names; `e` is Euler's number and `i` the imaginary unit; `log(x, b)` has the base b.
 """
 
 from __future__ import annotations
 
 import re
 
-from lit_vlaa.rewards.expressions import ALIASES, CONSTANTS, FUNCTIONS, GREEK, Expression, ExpressionError, number
+from lit_vlaa.rewards.algebra.expressions import (
+    ALIASES,
+    CONSTANTS,
+    FUNCTIONS,
+    GREEK,
+    Expression,
+    ExpressionError,
+    difference,
+    number,
+    symbol,
+)
 
 MAX_CHARS, MAX_DIGITS, MAX_DEPTH, MAX_NODES = 800, 40, 24, 200
 
-_AMBIGUOUS = {"frac", "eta", "nu", "mu", "xi", "tau", "rho", "psi", "chi", "iota"}
+_AMBIGUOUS = {"frac", "binom", "eta", "nu", "mu", "xi", "tau", "rho", "psi", "chi", "iota"}
 _NAMES = sorted({*FUNCTIONS, *CONSTANTS, *GREEK} - _AMBIGUOUS, key=len, reverse=True)
+_ENDS = (FUNCTIONS - {"sqrt", "frac"}) | {"("}
+"""What ends the argument of a function that is written without parentheses."""
+
 _TOKEN = re.compile(
     r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+(?![\w.]))?|\.\d+)|\\([A-Za-z]+)|(log(?:2|10)(?![\d])|[A-Za-z]+)|(.))",
     re.DOTALL,
@@ -27,10 +40,7 @@ class _Parser:
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self.tokens = tokens
-        self.position = 0
-        self.depth = 0
-        self.bars = 0
-        self.nodes = 0
+        self.position = self.depth = self.bars = self.nodes = 0
 
     def peek(self) -> tuple[str, str]:
         return self.tokens[self.position] if self.position < len(self.tokens) else ("end", "")
@@ -55,10 +65,13 @@ class _Parser:
             raise ExpressionError("too many terms")
         return Expression(op, args)
 
-    def sum(self) -> Expression:
+    def descend(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ExpressionError("nested too deeply")
+
+    def sum(self) -> Expression:
+        self.descend()
         result = self.product()
         while sign := self.accept("+", "-"):
             right = self.product()
@@ -92,9 +105,7 @@ class _Parser:
     def powered(self) -> Expression:
         base = self.postfixed()
         if self.accept("^"):
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise ExpressionError("nested too deeply")
+            self.descend()
             base = self.make("pow", base, self.signed())
             self.depth -= 1
         return base
@@ -123,11 +134,16 @@ class _Parser:
             self.position += 1
             self.make("num")
             if text.isdigit() and self.peek() == ("name", "frac"):
-                return self.make("add", number(text), self.atom())  # a mixed number, 1\frac{1}{2}
+                return self.mixed_number(number(text))
             return number(text)
         if kind == "name":
             self.position += 1
-            return self.function(text) if text in FUNCTIONS else self.symbol(text)
+            if text not in FUNCTIONS:
+                return self.symbol(text)
+            self.descend()
+            result = self.function(text)
+            self.depth -= 1
+            return result
         if opening := self.accept("(", "[", "{"):
             return self.group({"(": ")", "[": "]", "{": "}"}[opening])
         if self.accept("|"):
@@ -137,6 +153,13 @@ class _Parser:
             self.bars = bars
             return self.make("abs", result)
         raise ExpressionError(f"unexpected {text!r}")
+
+    def mixed_number(self, whole: Expression) -> Expression:
+        r"""`1\frac{1}{2}` is one and a half, `2\frac{x}{3}` a product."""
+        fraction = self.atom()
+        above, below = fraction.args
+        plain = above.text.isdigit() and below.text.isdigit() and int(above.text) < int(below.text)
+        return self.make("add" if plain else "mul", whole, fraction)
 
     def subscript(self) -> str:
         if not self.accept("_"):
@@ -169,6 +192,10 @@ class _Parser:
     def function(self, name: str) -> Expression:
         if name == "frac":
             return self.make("div", self.argument(), self.argument())
+        if name == "binom":
+            n, k = self.argument(), self.argument()
+            below = self.make("mul", self.make("fact", k), self.make("fact", difference(n, k)))
+            return self.make("div", self.make("fact", n), below)
         if name == "sqrt":
             degree = self.group("]") if self.accept("[") else number("2")
             radicand = self.function_argument() if self.peek()[1] == "(" else self.argument()
@@ -177,21 +204,29 @@ class _Parser:
         exponent = None
         if self.accept("^"):
             exponent = self.argument() if self.peek()[1] == "{" else self.signed_leaf()
-        argument = self.function_argument()
-        if name in {"cbrt", "log2"} or (base and base != "10"):
-            if name == "cbrt":
-                result = self.make("pow", argument, self.make("div", number("1"), number("3")))
-            else:
-                below = "2" if name == "log2" else base
-                leaf = number(below) if below.isdigit() else Expression("sym", text=below)
-                result = self.make("div", self.make("ln", argument), self.make("ln", leaf))
-        else:
-            result = self.make("log10" if base == "10" else ALIASES.get(name, name), argument)
+        result = self.applied("2" if name == "log2" else base, name)
         if exponent is None:
             return result
         if exponent == self.make("neg", number("1")) and name in {"sin", "cos", "tan"}:
-            return self.make(f"arc{name}", argument)
+            return self.make(f"arc{name}", *result.args)
         return self.make("pow", result, exponent)
+
+    def applied(self, base: str, name: str) -> Expression:
+        """Reads the argument and applies the function to it; `base` is a logarithm's, if one is written below it."""
+        if name == "log" and not base and self.accept("("):
+            bars, self.bars = self.bars, 0
+            argument, leaf = self.sum(), self.sum() if self.accept(",") else None
+            self.take(")")
+            self.bars = bars
+        else:
+            argument, leaf = self.function_argument(), None
+        if name == "cbrt":
+            return self.make("pow", argument, self.make("div", number("1"), number("3")))
+        if base and base != "10":
+            leaf = number(base) if base.isdigit() else symbol(base)
+        if leaf is not None:
+            return self.make("div", self.make("ln", argument), self.make("ln", leaf))
+        return self.make("log10" if base == "10" else ALIASES.get(name, name), argument)
 
     def signed_leaf(self) -> Expression:
         negative = self.accept("-") is not None
@@ -204,9 +239,7 @@ class _Parser:
         if self.peek() == ("op", "|"):
             return self.atom()
         result = self.signed()
-        while (
-            self.starts_factor() and self.peek()[1] not in FUNCTIONS - {"sqrt", "frac"} and self.peek() != ("op", "(")
-        ):
+        while self.starts_factor() and self.peek()[1] not in _ENDS:
             if self.peek()[0] == "num":
                 raise ExpressionError("a number cannot follow a factor")
             result = self.make("mul", result, self.powered())
@@ -238,15 +271,13 @@ def _tokens(text: str) -> list[tuple[str, str]]:
             if command not in FUNCTIONS | GREEK | CONSTANTS:
                 raise ExpressionError(f"unknown command {command!r}")
             tokens.append(("name", command))
-        elif word and tokens and tokens[-1] == ("op", "_"):
+        elif word in GREEK or word in FUNCTIONS or (word and tokens[-1:] == [("op", "_")]):
             tokens.append(("name", word))
         elif word:
-            if word in GREEK or word in FUNCTIONS:
-                tokens.append(("name", word))
-            else:
-                tokens += [("name", name) for name in _split_word(word)]
+            title = word.istitle() and word.lower() in FUNCTIONS  # `Abs(x)`, `Sqrt(2)`
+            tokens += [("name", name) for name in ([word.lower()] if title else _split_word(word))]
         elif other.strip():
-            if other not in "+-*/^()[]{}|!°%_":
+            if other not in "+-*/^()[]{}|!°%_,":
                 raise ExpressionError(f"unexpected {other!r}")
             tokens.append(("op", other))
     return tokens
