@@ -278,7 +278,7 @@ class GRPOModule(RewardedModule):
         return sampled, results, again
 
     def _divergence(self, sampled: Sampled, old: list[Tensor] | None, reference: list[Tensor] | None) -> Tensor | None:
-        """`[B * G]` sum over each completion's tokens, with the present coefficient; None where it is not subtracted."""
+        """`[B * G]` what each completion's reward loses by its divergence; None where that is in the loss."""
         if reference is None or self.kl.place != "reward":
             return None
         return self.kl_coefficient.value * divergence(sampled, old, reference, ESTIMATORS[self.kl.estimator])
