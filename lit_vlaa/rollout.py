@@ -157,6 +157,24 @@ def replace_groups(
     return Sampled(sampled.prompts, tuple(completions), tuple(texts)), tuple(verdicts)
 
 
+def divergence(
+    sampled: Sampled,
+    old: Sequence[Tensor] | None,
+    reference: Sequence[Tensor],
+    estimate: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """`[B * G]` the policy's divergence from the reference, summed over each completion's tokens.
+
+    Args:
+        sampled: The completions.
+        old: Per row `[C]` log-probabilities under the policy; None takes the sampler's.
+        reference: Per row `[C]` log-probabilities under the reference.
+        estimate: Of policy and reference, by token.
+    """
+    policy = [completion.logprobs for completion in sampled.completions] if old is None else old
+    return torch.stack([estimate(mine.cpu(), other.cpu()).sum() for mine, other in zip(policy, reference, strict=True)])
+
+
 def with_advantages(
     sampled: Sampled,
     results: Sequence[RewardResult],
