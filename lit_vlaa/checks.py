@@ -18,7 +18,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 _ALIASES = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 _KEYWORD_CHECKPOINTS = ("best", "last", "hpc")
-"""Values of `--ckpt_path` that Lightning resolves to a path itself."""
+"""Values of `--ckpt_path` that stand for a path: `last_checkpoint` finds the last, Lightning the others."""
 
 _NO_MODEL = (
     "no model is given: add --model lit_vlaa.sft.SFTModule or --model lit_vlaa.grpo.GRPOModule, "
@@ -45,6 +45,10 @@ class RunStoppedError(Exception):
     """A run that saved a checkpoint and ended itself; the message gives the reason and how to go on."""
 
 
+class PreemptedExit(SystemExit):
+    """A run that saved a checkpoint and ended because it was told to by a signal; every rank raises it at one point."""
+
+
 def find_problems(config: Mapping[str, Any]) -> list[str]:
     """Looks for what would fail later, and less clearly.
 
@@ -61,7 +65,7 @@ def find_problems(config: Mapping[str, Any]) -> list[str]:
         *_precision(trainer["precision"]),
         *_devices(trainer["accelerator"], trainer["devices"]),
         *_trainer_flags(trainer),
-        *_checkpoint(config.get("ckpt_path"), trainer["strategy"]),
+        *_checkpoint(config.get("ckpt_path")),
     ]
 
 
@@ -135,10 +139,10 @@ def _strategy(strategy: Any) -> Iterator[str]:
 
     from lit_vlaa.strategies import FSDP2Strategy  # noqa: PLC0415
 
-    remedy = "use auto, ddp, fsdp2 (fsdp means the same) or fsdp2_sharded"
+    remedy = "use auto, ddp, fsdp2 (fsdp means the same), fsdp2_sharded or fsdp2_offload"
     if isinstance(strategy, str):
         ddp = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
-        if strategy not in {"auto", "fsdp", "fsdp2", "fsdp2_sharded", *ddp}:
+        if strategy not in {"auto", "fsdp", "fsdp2", "fsdp2_sharded", "fsdp2_offload", *ddp}:
             yield f"--trainer.strategy {strategy} is not supported; {remedy}"
         return
     path: str = strategy["class_path"]
@@ -147,11 +151,6 @@ def _strategy(strategy: Any) -> Iterator[str]:
         getattr(importlib.import_module(module), name), (DDPStrategy, FSDP2Strategy, SingleDeviceStrategy)
     ):
         yield f"--trainer.strategy {path} is not supported; {remedy}, or lit_vlaa.strategies.FSDP2Strategy"
-
-
-def _is_fsdp2(strategy: Any) -> bool:
-    name = strategy if isinstance(strategy, str) else strategy["class_path"]
-    return name.startswith("fsdp") or name.endswith("FSDP2Strategy")
 
 
 def _precision(precision: Any) -> Iterator[str]:
@@ -222,26 +221,60 @@ def _trainer_flags(trainer: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _checkpoint(path: Any, strategy: Any) -> Iterator[str]:
-    from lit_vlaa.strategies import is_sharded_checkpoint  # noqa: PLC0415 (see the module's docstring)
+def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
+    """Finds what `--ckpt_path last` means, and says so.
+
+    It is the newest checkpoint below `--trainer.default_root_dir`, or below a folder that a callback saves to, that can
+    be read and was written by a run of the same module; a signal's and those of SLURM's requeuing count too.
+
+    Args:
+        config: The parsed configuration of one command.
+        command: `fit`, `validate`, `test` or `predict`.
+
+    Returns:
+        Its path. None where there is none yet, so that a job's script can always ask for the last.
+
+    Raises:
+        UsageError: If there are checkpoints but none that can be read, or none to evaluate.
+    """
+    from lightning_utilities.core.rank_zero import rank_zero_info  # noqa: PLC0415 (see the module's docstring)
+
+    from lit_vlaa.checkpoints import newest  # noqa: PLC0415
+
+    callbacks = config["trainer"]["callbacks"] or []
+    settings = [entry.get("init_args") or {} for entry in (callbacks if isinstance(callbacks, list) else [callbacks])]
+    folders = [
+        config["trainer"]["default_root_dir"] or ".",
+        *(own["dirpath"] for own in settings if own.get("dirpath")),
+    ]
+    path, passed_over = newest(map(Path, folders), config["model"]["class_path"].rpartition(".")[2])
+    if path is None and (passed_over or command != "fit"):
+        raise UsageError(
+            [f"--ckpt_path last: {fault}" for fault in passed_over] or [f"--ckpt_path last: none is below {folders[0]}"]
+        )
+    for fault in passed_over:
+        rank_zero_info(f"--ckpt_path last: passed over, since {fault}")
+    rank_zero_info(f"--ckpt_path last: {path or f'none below {folders[0]} yet, the run starts at its beginning'}")
+    return None if path is None else str(path)
+
+
+def _checkpoint(path: Any) -> Iterator[str]:
+    from lit_vlaa.checkpoints import SHARDED_METADATA, is_sharded_checkpoint  # noqa: PLC0415 (see the module's docstring)
 
     if path is None or path in _KEYWORD_CHECKPOINTS:
         return
     checkpoint = Path(path)
     if not checkpoint.exists():
         yield f"--ckpt_path {path} does not exist"
-    elif is_sharded_checkpoint(checkpoint):
-        if not _is_fsdp2(strategy):
-            yield (
-                f"--ckpt_path {path} is a sharded checkpoint, which only fsdp2 resumes from; "
-                "use --trainer.strategy fsdp2"
-            )
-    elif checkpoint.is_dir():
+    elif checkpoint.is_dir() and not is_sharded_checkpoint(checkpoint):
         remedy = (
             "it holds a model in the Hub's layout: use --model.backbone.path or --model.init_from"
             if (checkpoint / "config.json").is_file()
             else "give a .ckpt file or a folder saved by fsdp2_sharded"
         )
         yield f"--ckpt_path {path} is a folder but no checkpoint; {remedy}"
-    elif not zipfile.is_zipfile(checkpoint):
-        yield f"--ckpt_path {path} is not a checkpoint written by this program, or it is incomplete; give a .ckpt file"
+    elif not zipfile.is_zipfile(checkpoint / SHARDED_METADATA if checkpoint.is_dir() else checkpoint):
+        yield (
+            f"--ckpt_path {path} is not a checkpoint written by this program, or it is cut off; give another .ckpt "
+            "file, or last for the newest that can be read"
+        )

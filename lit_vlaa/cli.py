@@ -37,6 +37,8 @@ class Tool(NamedTuple):
     """One line for `--help`."""
     output: str | None = None
     """The parameter that users know as `--output-dir`."""
+    words: bool = False
+    """Whether the function takes the words after the command and parses them itself."""
 
 
 TOOLS = {
@@ -47,6 +49,7 @@ TOOLS = {
     "rewards serve": Tool(
         "lit_vlaa.rewards.scorers.server:serve", "host a scorer of open-ended answers for other environments"
     ),
+    "doctor": Tool("lit_vlaa.doctor:run", "tell whether runs work here, and how much memory one takes", words=True),
     "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
 }
 """Tools by command; a command may have two words."""
@@ -116,6 +119,8 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise UsageError([f"lit-vlaa {name} cannot start: {error}; run `pip install lit-vlaa`"]) from error
+    if tool.words:
+        return int(function(words))
     parser = _ToolParser(prog=f"lit-vlaa {name}", description=_prose(function) or tool.summary)
     if tool.output:
         parser.add_argument("--output_dir", type=Path, required=True, help="The folder to write to.")

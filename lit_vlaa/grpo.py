@@ -9,8 +9,9 @@ Departures from the paper (section on RL training):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from lit_vlaa.advantages import zero_variance
 from lit_vlaa.algorithm import AdvantageConfig, KLConfig, LossConfig
-from lit_vlaa.backbone import Backbone, BackboneConfig
+from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.kl import ESTIMATORS, AdaptiveCoefficient
 from lit_vlaa.metrics import RankMeans, timed
 from lit_vlaa.objective import Scored, Totals, grpo_objective
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
+from lit_vlaa.reference import Reference, ReferenceKind, Score
 from lit_vlaa.rewarded import RewardedModule
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
@@ -41,10 +43,11 @@ from lit_vlaa.rollout import (
 )
 from lit_vlaa.sequences import assemble, unflatten
 from lit_vlaa.types import Kind, Prompt, PromptBatch, RewardResult, SamplingParams
+from lit_vlaa.unfinished import RolloutShape, UnfinishedRollout, take_up
 
-_ORIGIN = "reference_policy"
 _SCORES = "reference_scores"
 _COEFFICIENT = "kl_coefficient"
+_UNFINISHED = "unfinished_rollout"
 _POLICY_MEANS = ("policy/loss", "policy/kl", "policy/clipped", "policy/ratio", "policy/entropy", "policy/sampler_gap")
 
 
@@ -71,6 +74,7 @@ class GRPOModule(RewardedModule):
         num_iterations: int = 1,
         loss: LossConfig = LossConfig(),
         kl: KLConfig = KLConfig(),
+        reference: ReferenceKind = "auto",
         advantage: AdvantageConfig = AdvantageConfig(),
         old_logprobs: Literal["learner", "sampler"] = "learner",
         max_grad_norm: float = 1.0,
@@ -96,7 +100,9 @@ class GRPOModule(RewardedModule):
                 `batch_size`, which counts the prompts of one rollout (paper: 512).
             num_iterations: Passes over a rollout.
             loss: The clipped surrogate and how its tokens are weighed.
-            kl: Divergence from the policy that the run started from.
+            kl: Divergence from the policy that the run started from, the reference.
+            reference: How it is kept: a frozen `copy`, a copy in main memory that visits the device for its pass
+                (`cpu`), the policy without its adapters (`adapter`); `auto` takes the last, or a copy without any.
             advantage: From rewards to advantages.
             old_logprobs: Where the ratio's denominator comes from when a rollout gives several steps: a forward pass
                 before the update, or the sampler's own numbers (one pass less; exact only in float32).
@@ -137,8 +143,9 @@ class GRPOModule(RewardedModule):
         self.advantage = advantage
         self.kl_coefficient = AdaptiveCoefficient(kl.coefficient, target=kl.target, horizon=kl.horizon)
         self.old_logprobs = old_logprobs
-        # Held in a list so that it is no submodule: it has no place in checkpoints, optimiser or DDP.
-        self._reference: list[Backbone] = []
+        self.reference = Reference(reference, backbone, init_from)
+        self._shape = RolloutShape(group_size, train_batch_size, num_iterations)
+        self._left: dict[str, Any] | None = None
 
     def steps_per_batch(self) -> int:
         """Optimiser steps that one rollout gives.
@@ -155,19 +162,18 @@ class GRPOModule(RewardedModule):
         return self.num_iterations * (rollout // self.train_batch_size)
 
     def configure_model(self) -> None:
-        """Builds policy and, for training with a divergence, the frozen reference."""
+        """Builds policy and, for training with a divergence, the reference."""
         super().configure_model()
-        if self.kl.coefficient > 0 and self.trainer.training and not self._reference:
-            reference = self.build(self.backbone_config).requires_grad_(False).eval()
-            self.trainer.precision_plugin.convert_module(reference)
-            self._reference.append(reference if self.device_mesh is not None else reference.to(self.device))
+        if self.kl.coefficient > 0 and self.trainer.training:
+            self.reference.make(self.backbone, partial(self.build, self.backbone_config), self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes where the run started from, to build the reference policy again, and the references' scores."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_ORIGIN] = self._origin()
+        self.reference.note(checkpoint)
         checkpoint[_SCORES] = self.guard.state()
         checkpoint[_COEFFICIENT] = self.kl_coefficient.value
+        checkpoint[_UNFINISHED] = None if self.unfinished is None else self.unfinished.state(self._shape)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with another reference policy.
@@ -175,52 +181,60 @@ class GRPOModule(RewardedModule):
         Raises:
             ValueError: If the run started from other weights; the message says what to give.
         """
+        super().on_load_checkpoint(checkpoint)
+        self._left = checkpoint.get(_UNFINISHED)
         self.guard.load_state(checkpoint.get(_SCORES, {}))
         if self.kl.target is not None:
             self.kl_coefficient.value = checkpoint.get(_COEFFICIENT, self.kl_coefficient.value)
-        origin = checkpoint.get(_ORIGIN)
-        if origin is not None and origin != self._origin() and self.trainer.training and self.kl.coefficient > 0:
-            given = " ".join(f"--model.{name} {value or 'null'}" for name, value in origin.items())
-            raise ValueError(f"the checkpoint's run measures its KL from other weights; resume it with {given}")
-
-    def _origin(self) -> dict[str, str | None]:
-        return {"backbone.path": self.backbone_config.path, "init_from": self.init_from}
+        if self.trainer.training and self.kl.coefficient > 0:
+            self.reference.check(checkpoint)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
         """One rollout and its optimiser steps."""
-        seconds: dict[str, float] = {}
-        experience = self._collect(batch.prompts, seconds)
-        rollout = experience.rollout
-        means = RankMeans(_POLICY_MEANS)
-        norms: list[float] = []
+        work = self._begin(batch.prompts)
+        experience, rollout, seconds = work.experience, work.experience.rollout, work.seconds
+        chunks = self._shape.chunks(range(len(rollout.completions)), self.trainer.world_size)
         with timed(seconds, "update"):
-            for chunk in self._chunks(range(len(rollout.completions))):
+            for chunk in islice(chunks, len(work.norms), None):
                 if 0 < self.trainer.max_steps <= self.global_step:
                     break
+                self.step_boundary()
                 learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-                norms.append(self._update(experience, chunk, means))
+                work.norms.append(self._update(experience, chunk, work.means))
+        self.unfinished = None if len(work.norms) == self.steps_per_batch() else work
         tokens = sum(completion.token_ids.numel() for completion in rollout.completions)
         total_tokens = float(self.sum_over_ranks(torch.tensor(float(tokens))))
         values = rollout_means(rollout, self.guard.kinds).reduce(self.sum_over_ranks)
-        values |= means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
+        values |= work.means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
         if experience.reference is not None:
             values["policy/kl_coefficient"] = self.kl_coefficient.value
         self.latest = {
             **values,
             "rollout/resampled": experience.resampled,
             "rollout/step": float(self.trainer.fit_loop.epoch_loop.total_batch_idx + 1),
-            "policy/grad_norm": sum(norms) / len(norms),
+            "policy/grad_norm": sum(work.norms) / len(work.norms),
             "optim/lr": learning_rate,
             "rollout/tokens_per_second": total_tokens / seconds["generate"],
             **{f"time/{phase}": value for phase, value in seconds.items()},
             "time/step": sum(value for phase, value in seconds.items() if phase != "reward"),
         }
-        if "policy/kl" in values:
+        if "policy/kl" in values and self.unfinished is None:
             completions = self.group_size * self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
             self.kl_coefficient.update(values["policy/kl"], completions)
         self.log_train(self.latest)
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
         return {"rollout": rollout.groups()}
+
+    def _begin(self, prompts: Sequence[Prompt]) -> UnfinishedRollout:
+        """A new rollout, or the one that the interrupted run left."""
+        left, self._left, self.unfinished = self._left, None, None
+        means, own = RankMeans(_POLICY_MEANS), (self.trainer.global_rank, self.trainer.world_size)
+        if left is None:
+            seconds: dict[str, float] = {}
+            self.unfinished = UnfinishedRollout(self._collect(prompts, seconds), means, seconds)
+        else:
+            self.unfinished = take_up(left, prompts, self._shape, means, own)
+        return self.unfinished
 
     def _collect(self, prompts: Sequence[Prompt], seconds: dict[str, float]) -> Experience:
         """Completions, their verdicts and advantages, and what policy and reference thought of them."""
@@ -242,9 +256,9 @@ class GRPOModule(RewardedModule):
                 if self.old_logprobs == "learner":
                     with timed(seconds, "old_logprobs"):
                         old = self._score_rows(self.backbone, sampled, rows)
-            if self._reference:
-                with timed(seconds, "reference"):
-                    reference = self._score_rows(self._reference[0], sampled, rows)
+            if self.reference.made:
+                with timed(seconds, "reference"), self.reference.running() as score:
+                    reference = self._score_rows(score, sampled, rows)
             with timed(seconds, "reward_wait"):
                 results, seconds["reward"] = verdicts.result()
         rollout = with_advantages(
@@ -321,25 +335,18 @@ class GRPOModule(RewardedModule):
 
         return self.take_step([rollout.length(row) for row in rows], loss_of)
 
-    def _chunks(self, rows: range) -> Iterator[range]:
-        """The rows of each optimiser step: whole groups, in the data's order, as often as there are iterations."""
-        size = self.train_batch_size // self.trainer.world_size * self.group_size
-        for _ in range(self.num_iterations):
-            for start in range(0, len(rows), size):
-                yield rows[start : start + size]
-
-    def _forward(self, backbone: Backbone, sampled: Sampled, rows: Sequence[int]) -> tuple[Any, Any]:
+    def _forward(self, score: Score, sampled: Sampled, rows: Sequence[int]) -> tuple[Any, Any]:
         inputs = assemble(
             [sampled.row(row) for row in rows], pad_token_id=self.processor.pad_token_id, device=self.device
         )
-        return inputs, backbone(inputs, temperature=self.sampling.temperature, ban=True)
+        return inputs, score(inputs, temperature=self.sampling.temperature, ban=True)
 
     @torch.no_grad()
-    def _score_rows(self, backbone: Backbone, sampled: Sampled, rows: range) -> list[Tensor]:
-        """Per row the `[C]` log-probabilities of its completion under `backbone`."""
+    def _score_rows(self, score: Score, sampled: Sampled, rows: range) -> list[Tensor]:
+        """Per row the `[C]` log-probabilities of its completion under a policy."""
         result: list[Tensor] = []
         for part in self.micro_batches([sampled.length(row) for row in rows]):
-            _, scores = self._forward(backbone, sampled, part)
+            _, scores = self._forward(score, sampled, part)
             sizes = [sampled.completions[row].token_ids.numel() for row in part]
             result.extend(scores.logprobs.split(sizes))
         return result

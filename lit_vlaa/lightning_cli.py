@@ -20,7 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lit_vlaa.checks import UsageError, find_problems, one_line
+from lit_vlaa.checks import PreemptedExit, UsageError, find_problems, last_checkpoint, one_line
 from lit_vlaa.strategies import map_strategy_name
 
 
@@ -87,6 +87,8 @@ class VLAACLI(LightningCLI):
         config = self.config[self.config["subcommand"]]
         if problems := find_problems(config):
             raise UsageError(problems)
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = last_checkpoint(config, self.config["subcommand"])
         if isinstance(config.trainer.strategy, str):
             config.trainer.strategy = map_strategy_name(config.trainer.strategy)
 
@@ -194,13 +196,20 @@ def run(args: Sequence[str]) -> None:
         args: Arguments after `lit-vlaa`, the command first.
 
     Raises:
+        PreemptedExit: If a signal ended the run; its code is the process's exit code.
         UsageError: If the arguments cannot work.
     """
     _without_noise()
     # Ranks that Lightning starts run this process's command line again.
     sys.argv = [sys.argv[0], *args]
-    VLAACLI()
+    preempted: PreemptedExit | None = None
+    try:
+        VLAACLI()
+    except PreemptedExit as stop:
+        preempted = stop
     if torch.distributed.is_initialized():
         # A rank that leaves early makes gloo abort the ranks that still hold connections to it.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    if preempted is not None:
+        raise preempted

@@ -28,10 +28,19 @@ class RankMeans:
 
     def reduce(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The means over all ranks; a name without any weight is left out, on every rank alike."""
-        table = sum_over_ranks(torch.stack([value.cpu() for pair in self._sums.values() for value in pair])).view(-1, 2)
+        table = sum_over_ranks(self.table().flatten()).view(-1, 2)
         return {
             name: total / weight for name, (total, weight) in zip(self._sums, table.tolist(), strict=True) if weight
         }
+
+    def table(self) -> Tensor:
+        """`[names, 2]` float32 on the CPU: this rank's total and weight of each name."""
+        return torch.stack([value.cpu() for pair in self._sums.values() for value in pair]).view(-1, 2)
+
+    def take_up(self, table: Tensor) -> None:
+        """Goes on from what `table` gave, for the same names."""
+        for name, (total, weight) in zip(self._sums, table, strict=True):
+            self._sums[name] = [total, weight]
 
 
 class RewardStats(Metric):

@@ -32,7 +32,8 @@ class OptimConfig:
     """How the weights are updated.
 
     Attributes:
-        optimizer: `adamw`, or `adamw_8bit` with states of one byte (needs bitsandbytes and a GPU; not with `fsdp2`).
+        optimizer: `adamw`, or `adamw_8bit` with states of one byte for each number of a tensor of 4096 or more
+            (Dettmers et al., 2021; needs bitsandbytes, runs on the CPU too; not with `fsdp2`).
         lr: Peak learning rate of the language model, and of every part without one of its own.
         merger_lr: Peak learning rate of the merger between vision tower and language model; null takes `lr`.
         vision_lr: Peak learning rate of the vision tower; null takes `lr`.

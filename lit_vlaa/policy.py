@@ -15,18 +15,22 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
-from lit_vlaa.backbone.weights import load_weights
+from lit_vlaa.checkpoints import MODULE, WholeCheckpointIO
 from lit_vlaa.generation import CachedGenerator, RolloutKey
 from lit_vlaa.generation.protocol import Generator as RolloutEngine
+from lit_vlaa.loop_state import settle
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
 from lit_vlaa.sequences import micro_batch_count, split_contiguous
-from lit_vlaa.strategies import accumulate, clip_gradients, mixed_precision_policy, unsharded
+from lit_vlaa.sharding import sharding_policies
+from lit_vlaa.strategies import accumulate, clip_gradients, unsharded
 from lit_vlaa.types import Completion, Prompt, PromptBatch, SamplingParams
+from lit_vlaa.unfinished import UnfinishedRollout
 
 _MOST_SKIPPED = 10
 """Optimiser steps in a row that may be left out for a gradient that is not finite."""
@@ -66,6 +70,14 @@ class PolicyModule(LightningModule):
         self._logged: set[str] = set()
         self._processor: Processor | None = None
         self._skipped_in_a_row = 0
+        self.unfinished: UnfinishedRollout | None = None
+        """A rollout of which optimiser steps are left; every checkpoint holds it."""
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Sees to checkpoints that are whole or not there, unless the Trainer was given another way to write them."""
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = WholeCheckpointIO()
 
     @property
     def processor(self) -> Processor:
@@ -79,13 +91,18 @@ class PolicyModule(LightningModule):
         if "backbone" not in self._modules:
             self.backbone = self.build(self.backbone_config)
 
-    def build(self, config: BackboneConfig) -> Backbone:
-        """A backbone with the run's starting weights, laid out as the strategy wants it."""
-        backbone = build_backbone(config)
-        if self.init_from is not None:
-            load_weights(backbone, self.init_from)
+    def build(self, config: BackboneConfig, *, cpu_offload: bool = False) -> Backbone:
+        """A backbone with the run's starting weights, laid out as the strategy wants it.
+
+        Args:
+            config: The backbone's settings.
+            cpu_offload: Keep shards in main memory, whatever the strategy does with the policy's.
+        """
+        backbone = build_backbone(config, init_from=self.init_from)
         if self.device_mesh is not None:
-            backbone.shard(self.device_mesh["data_parallel"], mixed_precision_policy(str(self.trainer.precision)))
+            backbone.shard(
+                self.device_mesh["data_parallel"], **sharding_policies(self.trainer, cpu_offload=cpu_offload)
+            )
         return backbone
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -220,20 +237,42 @@ class PolicyModule(LightningModule):
         self._logged |= values.keys()
         self.log_dict({**values, "step": float(self.global_step)}, rank_zero_only=True)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Records an epoch that a limit of steps or time cut short as unfinished, so that a resumed run finishes it.
+    def step_boundary(self) -> None:
+        """Gives callbacks their turn where all ranks are between two optimiser steps of one batch.
 
-        Lightning counts it as done once the epoch's end is announced, and would go on with the next.
+        Those with a method `on_step_boundary(trainer, module)`, a hook that Lightning does not have, may save and stop.
         """
-        loop = checkpoint.get("loops", {}).get("fit_loop")
-        if loop is None:
-            return
-        epoch, batch = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-        if not 0 < batch["current"]["processed"] < self.trainer.num_training_batches:
-            return
-        for span in ("total", "current"):
-            epoch[span]["processed"] = epoch[span]["completed"] = epoch[span]["started"] - 1
-            batch[span]["completed"] = batch[span]["processed"] - 1
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            hook = getattr(callback, "on_step_boundary", None)
+            if hook is not None:
+                hook(self.trainer, self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Records what is left to do, and which module the run was of."""
+        checkpoint[MODULE] = type(self).__name__
+        if "loops" in checkpoint:
+            validation = self.trainer.fit_loop.epoch_loop.val_loop
+            settle(
+                checkpoint["loops"]["fit_loop"],
+                batches=self.trainer.num_training_batches,
+                unfinished=self.unfinished is not None,
+                validating=self.trainer.validating
+                and self.trainer.state.fn == "fit"
+                and validation.batch_progress.current.completed < sum(validation.max_batches),
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another module's run.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        module = checkpoint.get(MODULE, type(self).__name__)
+        if self.trainer.training and module != type(self).__name__:
+            raise ValueError(
+                f"--ckpt_path: the checkpoint's run is one of {module}; start this one from its weights with "
+                "--model.init_from"
+            )
 
     def _rollout_seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", "42")) if self.seed is None else self.seed

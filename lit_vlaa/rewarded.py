@@ -32,6 +32,7 @@ class RewardedModule(PolicyModule):
         Raises:
             ValueError: If not; the message names the flag and the remedy.
         """
+        super().setup(stage)
         if stage != "predict":
             self.guard.prepare(getattr(self.trainer.datamodule, "kinds_in_use", {}))  # type: ignore[attr-defined]
 

@@ -1,7 +1,8 @@
 """Strategies: FSDP2 as pure data parallelism, and what training and rollouts need to know of any strategy.
 
-Importing this module registers two names for `--trainer.strategy`: `fsdp2`, which saves a checkpoint as one file that
-every strategy resumes from, and `fsdp2_sharded`, which saves a folder with a file per rank.
+Importing this module registers three names for `--trainer.strategy`: `fsdp2`, which saves a checkpoint as one file
+that every strategy resumes from, `fsdp2_sharded`, which saves a folder with a file per rank, and `fsdp2_offload`, which
+keeps weights, gradients and optimiser states in main memory.
 
 Shards are laid out by the model (`configure_model`, with `fully_shard` over `device_mesh["data_parallel"]`). The
 topmost sharded modules below a module are called its roots here.
@@ -9,13 +10,14 @@ topmost sharded modules below a module are called its roots here.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
@@ -32,8 +34,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-SHARDED_METADATA = "meta.pt"
-"""The file that marks a folder as a sharded checkpoint of Lightning's."""
+from lit_vlaa.checkpoints import problem, save_sharded
+from lit_vlaa.optimizer_states import named, numbered
 
 FSDP2_PRECISIONS = ("32-true", "bf16-mixed")
 """Values of `--trainer.precision` under FSDP2; float16 would need a loss scaler that knows of shards."""
@@ -47,6 +49,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     Args:
         save_distributed_checkpoint: Save a folder with one file per rank (quick, little memory) rather than one file,
             gathered in the main memory of rank 0, from which `ddp` and a single device resume too.
+        cpu_offload: Keep the shards, their gradients and the optimiser's states in main memory, where the optimiser
+            then works; a layer's weights are on the GPU while it computes.
         process_group_backend: `nccl`, `gloo` or another; null takes the device's own.
         timeout: How long a collective operation may wait for the other ranks.
     """
@@ -54,6 +58,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def __init__(
         self,
         save_distributed_checkpoint: bool = False,
+        cpu_offload: bool = False,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
@@ -64,11 +69,25 @@ class FSDP2Strategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
+        self.cpu_offload = cpu_offload
 
     def setup_environment(self) -> None:
         """Makes the device mesh. Only now is the number of processes known."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Moves what is not sharded to the device; with `cpu_offload` FSDP2 moves the shards to and fro itself."""
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        _move_unsharded(self._require_model(), self.root_device)
+        _update_properties(self._require_model(), device=self.root_device)
+
+    def _get_process_group_backend(self) -> str:
+        if self.cpu_offload and self._process_group_backend is None and self.root_device.type == "cuda":
+            return "cpu:gloo,cuda:nccl"  # the norm of gradients in main memory is summed there
+        return super()._get_process_group_backend()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Collects an optimiser's state.
@@ -89,14 +108,22 @@ class FSDP2Strategy(ModelParallelStrategy):
         state: dict[str, Any] = dict(get_optimizer_state_dict(model, _unwrap(optimizer), options=options))
         if self.global_rank != 0:
             return {}
-        names = [name for group in state["param_groups"] for name in group["params"]]
-        number = {name: index for index, name in enumerate(names)}
-        return {
-            "state": {number[name]: value for name, value in state["state"].items()},
-            "param_groups": [
-                {**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]
-            ],
-        }
+        return numbered(state)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Writes a checkpoint; one of that name stays until the new one is on the disk.
+
+        Args:
+            checkpoint: What Lightning collected, with states as `optimizer_state` gives them.
+            filepath: The file, or the folder if sharded.
+            storage_options: Not for a folder.
+        """
+        if self._save_distributed_checkpoint:
+            save_sharded(checkpoint, Path(self.broadcast(filepath)))
+        elif self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores model and optimisers from a checkpoint of this strategy, of `ddp` or of a single device.
@@ -112,10 +139,12 @@ class FSDP2Strategy(ModelParallelStrategy):
             What the checkpoint holds besides model and optimiser states.
 
         Raises:
-            ValueError: If the path is neither, or the checkpoint's optimisers do not match these.
+            ValueError: If the checkpoint is not there, cut off or corrupt, or its optimisers do not match these.
         """
         weights_only = True if weights_only is None else weights_only
         path = Path(self.broadcast(checkpoint_path))
+        if fault := problem(path):
+            raise ValueError(f"{path} {fault}")
         if not path.is_file():
             return super().load_checkpoint(path, weights_only=weights_only)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
@@ -135,7 +164,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(
                 model,
                 optimizer,
-                optim_state_dict=_by_name(state, optimizer, names, path),
+                optim_state_dict=named(state, optimizer, names, path),
                 options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
             )
         return checkpoint
@@ -152,11 +181,6 @@ def map_strategy_name(name: str) -> str:
     Lightning's own `fsdp` (FSDP1) cannot run a module with manual optimisation and refuses the CPU.
     """
     return "fsdp2" if name == "fsdp" else name
-
-
-def is_sharded_checkpoint(path: Path) -> bool:
-    """Tells whether `path` is a folder that FSDP2 saved with one file per rank."""
-    return (path / SHARDED_METADATA).is_file()
 
 
 def mixed_precision_policy(precision: str) -> MixedPrecisionPolicy | None:
@@ -279,6 +303,19 @@ def _roots(module: nn.Module) -> list[FSDPModule]:
     return [root for child in module.children() for root in _roots(child)]
 
 
+def _move_unsharded(module: nn.Module, device: torch.device) -> None:
+    """Moves a module to a device, but of what FSDP2 has sharded the buffers alone."""
+    sharded = isinstance(module, FSDPModule)
+    if not sharded and not _roots(module):
+        module.to(device)
+        return
+    for part in module.modules() if sharded else [module]:
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else buffer.to(device)
+    for child in () if sharded else module.children():
+        _move_unsharded(child, device)
+
+
 def _as_module(module: FSDPModule) -> nn.Module:
     """The same object as PyTorch's types see it: `fully_shard` mixes FSDPModule into a module's class."""
     if not isinstance(module, nn.Module):
@@ -291,28 +328,6 @@ def _unwrap(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
-def _by_name(
-    state: Mapping[str, Any], optimizer: Optimizer, names: Mapping[nn.Parameter, str], path: Path
-) -> dict[str, Any]:
-    """An optimiser's state with parameters named, not numbered, matched group by group to `optimizer`."""
-    saved, own = state["param_groups"], optimizer.param_groups
-    sizes = [[len(group["params"]) for group in groups] for groups in (saved, own)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"{path}: the checkpoint's optimiser has groups of {sizes[0]} parameters, this run's has {sizes[1]}; "
-            "resume with the same --model.backbone.freeze and --model.optim, or start anew from the weights alone"
-        )
-    name_of = {
-        number: names[parameter]
-        for old, new in zip(saved, own, strict=True)
-        for number, parameter in zip(old["params"], new["params"], strict=True)
-    }
-    return {
-        "state": {name_of[number]: value for number, value in state["state"].items()},
-        "param_groups": [{**group, "params": [name_of[number] for number in group["params"]]} for group in saved],
-    }
-
-
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2, checkpoints of one file", override=True)
 StrategyRegistry.register(
     "fsdp2_sharded",
@@ -320,4 +335,11 @@ StrategyRegistry.register(
     description="FSDP2, checkpoints of one file per rank",
     override=True,
     save_distributed_checkpoint=True,
+)
+StrategyRegistry.register(
+    "fsdp2_offload",
+    FSDP2Strategy,
+    description="FSDP2 with weights, gradients and optimiser states in main memory",
+    override=True,
+    cpu_offload=True,
 )

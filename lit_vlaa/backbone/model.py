@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
+from lit_vlaa.backbone.adapter_state import keep_adapters_alone, note_for
+from lit_vlaa.backbone.adapters import adapt, adapters_off, merged_weights
 from lit_vlaa.backbone.config import BackboneConfig
 from lit_vlaa.backbone.processor import Processor, load_processor, naming_path
+from lit_vlaa.backbone.weights import load_weights
 from lit_vlaa.sequences import token_scores
 from lit_vlaa.types import ModelInputs, TokenScores
 
@@ -22,8 +27,17 @@ _DUMMY_PATCHES = 4
 class Backbone(nn.Module):
     """A Qwen2.5-VL or Qwen2-VL with its processor, whole or sharded."""
 
-    def __init__(self, model: PreTrainedModel, processor: Processor, config: BackboneConfig) -> None:
-        """Wraps a loaded model and freezes the parts that `config` names."""
+    def __init__(
+        self, model: PreTrainedModel, processor: Processor, config: BackboneConfig, *, init_from: str | None = None
+    ) -> None:
+        """Wraps a loaded model, freezes the parts that `config` names, and puts adapters in place.
+
+        Args:
+            model: With the weights to start from.
+            processor: Its processor.
+            config: What to freeze, and which adapters to add.
+            init_from: The checkpoint that these weights come from, for the note in checkpoints of adapters.
+        """
         super().__init__()
         # Loading leaves a model in evaluation mode, in which transformers ignores gradient checkpointing.
         self.model = model.train()
@@ -32,6 +46,9 @@ class Backbone(nn.Module):
         for part in config.freeze:
             for parameter in self._part(part):
                 parameter.requires_grad_(False)
+        note = note_for(model, config, init_from)
+        adapt(model, config)
+        keep_adapters_alone(self, note)
         self._tower_apart = False
         self._vision_trains = any(p.requires_grad for p in self.visual.parameters())
         if config.gradient_checkpointing:
@@ -111,16 +128,22 @@ class Backbone(nn.Module):
             embeds = embeds + 0.0 * self._encode(blank, grid)[0].sum().to(embeds.dtype)
         return embeds
 
-    def shard(self, mesh: Any, mp_policy: Any | None = None) -> None:
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """While open, the model computes with the weights that it started from; without adapters nothing changes."""
+        return adapters_off(self.model)
+
+    def shard(self, mesh: Any, **policies: Any) -> None:
         """Shards the parameters over `mesh` with FSDP2: each decoder layer, the vision tower, and the rest.
 
         A frozen tower stays with the rest, so that a rank without images never waits for one with images.
+
+        Args:
+            mesh: One-dimensional device mesh.
+            policies: `mp_policy` and `offload_policy` of `fully_shard`.
         """
         from torch.distributed.fsdp import fully_shard  # noqa: PLC0415  # needs torch.distributed
 
-        options: dict[str, Any] = {"mesh": mesh}
-        if mp_policy is not None:
-            options["mp_policy"] = mp_policy
+        options: dict[str, Any] = {"mesh": mesh, **policies}
         for layer in self.language_model.layers:  # type: ignore[union-attr]
             fully_shard(layer, **options)
         if self._vision_trains:
@@ -129,8 +152,11 @@ class Backbone(nn.Module):
         fully_shard(self, **options)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes an unsharded model in the Hub's layout (safetensors, config, tokenizer, image settings)."""
-        self.model.save_pretrained(directory)
+        """Writes an unsharded model in the Hub's layout (safetensors, config, tokenizer, image settings).
+
+        Adapters are added to the weights, so that transformers, vLLM and others load it as any other model.
+        """
+        self.model.save_pretrained(directory, state_dict=merged_weights(self.model))
         self.processor.save(directory)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -161,8 +187,13 @@ class Backbone(nn.Module):
         return [*self.language_model.parameters(), *self.lm_head.parameters()]
 
 
-def build_backbone(config: BackboneConfig) -> Backbone:
+def build_backbone(config: BackboneConfig, *, init_from: str | None = None) -> Backbone:
     """Loads or makes the backbone that `config` describes, on the CPU.
+
+    Args:
+        config: What to load.
+        init_from: Checkpoint of an earlier run whose weights to take, its adapters added to them. New adapters are put
+            beside the result, so that they always start from zero.
 
     Raises:
         ValueError: If the path is no Qwen2.5-VL or Qwen2-VL, or cannot be read; the message names the flag.
@@ -170,7 +201,15 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     # Lightning builds models with a GPU as the default device, on which transformers would load by accelerate and the
     # tiny model would draw other weights.
     with torch.device("cpu"):
-        return _tiny(config) if config.path == "tiny" else _loaded(config)
+        plain = replace(config, lora=None, quantize=None)
+        backbone = _tiny(plain) if config.path == "tiny" else _loaded(plain)
+        if init_from is not None:
+            load_weights(backbone, init_from)
+        return (
+            backbone
+            if config.lora is None
+            else Backbone(backbone.model, backbone.processor, config, init_from=init_from)
+        )
 
 
 def _tiny(config: BackboneConfig) -> Backbone:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 
 from lit_vlaa.backbone.config import BackboneConfig
 from lit_vlaa.backbone.model import Backbone, build_backbone, check_type
+from lit_vlaa.backbone.offload import weights_on
 from lit_vlaa.backbone.processor import naming_path
 from lit_vlaa.sequences import assemble, micro_batch_count, split_contiguous
 from lit_vlaa.types import ModelInputs, Prompt
@@ -30,9 +31,6 @@ from lit_vlaa.types import ModelInputs, Prompt
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 _WEIGHT, _BIAS = "v_head.summary.weight", "v_head.summary.bias"
-
-_ALIGNMENT = 512
-"""Bytes, as CUDA's own allocations are aligned."""
 
 _log = logging.getLogger(__name__)
 
@@ -166,45 +164,7 @@ def running(model: ValueHeadModel, device: torch.device, *, offload: bool) -> It
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if not offload:
             model.to(device)
-        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        # What is there already is not copied.
-        weights = {name: tensor.detach().to(device, non_blocking=True) for name, tensor in own.items()}
-        yield ValueHeadRun(model, weights, device)
-
-
-def pin(model: nn.Module) -> None:
-    """Moves the parameters to page-locked memory, from which they reach a GPU several times as fast.
-
-    Where the system gives no such memory, what is left stays as it was.
-    """
-    try:
-        pack(model, lambda size: torch.empty(size, dtype=torch.uint8, pin_memory=True))
-    except RuntimeError as error:
-        _log.warning("the model's weights stay in pageable memory, which only costs time: %s", error)
-
-
-def pack(model: nn.Module, allocate: Callable[[int], Tensor], *, most: int = 2**31) -> None:
-    """Moves the parameters into a few blocks of memory.
-
-    PyTorch rounds page-locked allocations up to powers of two, which would nearly double a 7B model's matrices.
-
-    Args:
-        model: Whose parameters to move; they keep shapes and values.
-        allocate: Gives `[size]` uint8 for a number of bytes.
-        most: Bytes of a block, unless a single parameter needs more; a power of two.
-    """
-    sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
-    block_size = min(most, 1 << (sum(sizes) + _ALIGNMENT * len(sizes)).bit_length())
-    block = torch.empty(0, dtype=torch.uint8)
-    used = 0
-    for parameter, size in zip(model.parameters(), sizes, strict=True):
-        used = -(-used // _ALIGNMENT) * _ALIGNMENT
-        if used + size > block.numel():
-            block = allocate(max(block_size, size))
-            used = 0
-        place = block[used : used + size].view(parameter.dtype).view(parameter.shape)
-        parameter.data = place.copy_(parameter.data)
-        used += size
+        yield ValueHeadRun(model, weights_on(model, device), device)
 
 
 def _read_head(config: BackboneConfig) -> tuple[Tensor, Tensor]:

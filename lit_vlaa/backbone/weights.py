@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lit_vlaa.backbone.model import Backbone
+from lit_vlaa.backbone.adapter_state import NOTE, AdapterNote, fingerprint, merge_stored
+
+if TYPE_CHECKING:
+    from lit_vlaa.backbone.model import Backbone
 
 _PREFIX = "backbone."
 
@@ -20,8 +24,11 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     code: take folders only from sources that you trust. Call it before sharding. A directory in the Hub's layout is no
     checkpoint: give it as the backbone's path.
 
+    A checkpoint of adapters holds no other weights: they are added to those of the backbone. Where its run had started
+    from a checkpoint in its turn, that one is loaded first.
+
     Args:
-        backbone: An unsharded backbone of the same architecture.
+        backbone: An unsharded backbone of the same architecture, without adapters.
         path: `*.ckpt` file or folder.
 
     Raises:
@@ -37,11 +44,14 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
             raise ValueError(f"{flag}: not a Lightning checkpoint (no state_dict in it)")
         weights = {key.removeprefix(_PREFIX): v for key, v in stored["state_dict"].items() if key.startswith(_PREFIX)}
     elif (path / ".metadata").is_file():
-        weights = _read_sharded(backbone, path)
+        weights = _read_sharded(path)
     elif (path / "config.json").is_file():
         raise ValueError(f"{flag}: this is a model in the Hub's layout; give it as --model.backbone.path instead")
     else:
         raise ValueError(f"{flag}: no checkpoint file and no sharded checkpoint folder")
+    if NOTE in weights:
+        _load_adapters(backbone, weights, flag)
+        return
     try:
         result = backbone.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -52,13 +62,35 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
         raise ValueError(f"{flag}: made with another backbone than {backbone.config.path}; first odd key: {odd[0]}")
 
 
-def _read_sharded(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+def _load_adapters(backbone: Backbone, weights: dict[str, Tensor], flag: str) -> None:
+    note = AdapterNote.decode(weights.pop(NOTE))
+    model = backbone.model
+    if note.base != fingerprint(model) and note.init_from is not None:
+        try:
+            load_weights(backbone, note.init_from)
+        except ValueError as error:
+            raise ValueError(
+                f"{flag}: its adapters were trained beside the weights of {note.init_from}: {error}"
+            ) from error
+    if note.base != fingerprint(model):
+        raise ValueError(
+            f"{flag}: its adapters were trained beside other weights than those of {backbone.config.path}; "
+            f"give --model.backbone.path {note.path}"
+        )
+    merge_stored(model, {name.removeprefix("model."): value for name, value in weights.items()}, note)
+
+
+def _read_sharded(path: Path) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415  # rarely needed
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
     from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
 
     reader = FileSystemReader(path)
-    wanted = {f"state_dict.{_PREFIX}{name}": torch.empty_like(value) for name, value in backbone.state_dict().items()}
-    stored = set(reader.read_metadata().state_dict_metadata)
-    present = {name: value for name, value in wanted.items() if name in stored}
-    load(present, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(f"state_dict.{_PREFIX}"): value for name, value in present.items()}
+    prefix = f"state_dict.{_PREFIX}"
+    weights = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    load(weights, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(prefix): value for name, value in weights.items()}

@@ -101,18 +101,18 @@ def version(root: Path, number: int = 0) -> Path:
     return root / f"version_{number}"
 
 
-def checkpoint(root: Path, name: str = "") -> Path:
-    """A checkpoint of the first run below `root`; without a name the only one there."""
-    folder = version(root) / "checkpoints"
+def checkpoint(root: Path, name: str = "", number: int = 0) -> Path:
+    """A checkpoint of the first run below `root`, or of another; without a name the only one there."""
+    folder = version(root, number) / "checkpoints"
     if name:
         return folder / name
     (path,) = folder.iterdir()
     return path
 
 
-def logged(root: Path) -> list[dict[str, float]]:
-    """Rows of `metrics.csv` of the first run below `root`, without empty cells and times."""
-    with (version(root) / "metrics.csv").open(newline="", encoding="utf-8") as file:
+def logged(root: Path, number: int = 0) -> list[dict[str, float]]:
+    """Rows of `metrics.csv` of the first run below `root`, or of another, without empty cells and times."""
+    with (version(root, number) / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{k: float(v) for k, v in row.items() if v and not k.startswith(_CLOCK)} for row in rows]
 

@@ -168,7 +168,7 @@ def test_checkpoints_of_the_wrong_form(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "text.ckpt").write_text("weights")
     for name, expected in {
         "hub": "--model.init_from",
-        "sharded": "use --trainer.strategy fsdp2",
+        "sharded": "is not a checkpoint written by this program",
         "empty": "is a folder but no checkpoint; give a .ckpt file",
         "text.ckpt": "is not a checkpoint written by this program",
     }.items():
@@ -215,7 +215,10 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
     ("words", "expected"),
     [
         (["fitt"], "there is no command `lit-vlaa fitt`; did you mean `lit-vlaa fit`?"),
-        (["xyz"], "use one of: fit, validate, test, predict, data synthetic, rewards check, rewards serve, quickstart"),
+        (
+            ["xyz"],
+            "use one of: fit, validate, test, predict, data synthetic, rewards check, rewards serve, doctor, quickstart",
+        ),
         (["data"], "there is no command `lit-vlaa data`; use one of: data synthetic"),
         (["data", "synthetik"], "did you mean `lit-vlaa data synthetic`?"),
     ],

@@ -108,7 +108,7 @@ def plain() -> dict[str, Any]:
 
 
 def test_no_option_is_left_untested() -> None:
-    assert set(inspect.signature(GRPOModule).parameters) == SHARED | set(CHANGES) | {"scorer", "verifiers"}
+    assert set(inspect.signature(GRPOModule).parameters) == SHARED | set(CHANGES) | {"scorer", "verifiers", "reference"}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -421,7 +421,7 @@ def test_beta_of_zero_needs_no_reference(plain: dict[str, Any]) -> None:
     assert "policy/kl" in plain["logged"][0]
     assert "policy/kl" not in outcome["logged"][0]
     assert isinstance(module, GRPOModule)
-    assert not module._reference
+    assert not module.reference.made
     assert not any("reference" in name for name in module.state_dict())
 
 

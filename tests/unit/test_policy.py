@@ -79,8 +79,8 @@ def count_calls(module: PolicyModule, find: str) -> list[int]:
     calls = [0]
     build = module.build
 
-    def counted(config: BackboneConfig) -> Backbone:
-        backbone = build(config)
+    def counted(config: BackboneConfig, **options: Any) -> Backbone:
+        backbone = build(config, **options)
 
         def count(*_: Any) -> None:
             calls[0] += 1
@@ -104,7 +104,7 @@ def test_no_option_is_left_untested() -> None:
     assert set(inspect.signature(SFTModule).parameters) == SHARED
     assert {field.name for field in dataclasses.fields(OptimConfig)} == {*OPTIM_CHANGES, "optimizer"}
     below = {"dtype", "freeze", "gradient_checkpointing", "min_pixels", "max_pixels", "logprob_chunk"}
-    elsewhere = {"path", "revision", "trust_remote_code", "attention"}
+    elsewhere = {"path", "revision", "trust_remote_code", "attention", "lora", "quantize"}
     assert {field.name for field in dataclasses.fields(BackboneConfig)} == below | elsewhere
 
 

@@ -13,7 +13,6 @@ from lit_vlaa.strategies import (
     FSDP2Strategy,
     accumulate,
     clip_gradients,
-    is_sharded_checkpoint,
     map_strategy_name,
     mixed_precision_policy,
     unsharded,
@@ -81,12 +80,6 @@ def test_accumulate_and_unsharded_do_nothing_to_a_plain_model(sync: bool) -> Non
         model(torch.ones(1)).backward()
     assert model.weight.grad is not None
     assert float(model.weight.grad) == 1.0
-
-
-def test_a_folder_with_lightnings_metadata_is_a_sharded_checkpoint(tmp_path: Path) -> None:
-    assert not is_sharded_checkpoint(tmp_path)
-    (tmp_path / "meta.pt").touch()
-    assert is_sharded_checkpoint(tmp_path)
 
 
 def test_checkpoints_outside_a_trainer_are_refused(tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ class RewardModelScorer:
     def _ready(self) -> ValueHeadModel:
         if self._model is None:
             from lit_vlaa.backbone import BackboneConfig  # noqa: PLC0415  # slow to import
-            from lit_vlaa.backbone.value_head import load_value_head_model, pin  # noqa: PLC0415
+            from lit_vlaa.backbone.offload import pin  # noqa: PLC0415  # slow to import
+            from lit_vlaa.backbone.value_head import load_value_head_model  # noqa: PLC0415
 
             config = BackboneConfig(
                 path=self.path, revision=self.revision, dtype=self.dtype, max_pixels=self.max_pixels

@@ -15,7 +15,8 @@ from helpers.reward_models import (
 )
 from helpers.samples import sample
 from lit_vlaa.backbone import BackboneConfig
-from lit_vlaa.backbone.value_head import ValueHeadModel, load_value_head_model, pack, pin, running
+from lit_vlaa.backbone.offload import pack, pin
+from lit_vlaa.backbone.value_head import ValueHeadModel, load_value_head_model, running
 from lit_vlaa.sequences import assemble
 from lit_vlaa.types import Prompt
 

@@ -1,0 +1,99 @@
+"""How many bytes a forward and backward pass keeps, by the shape of the model: measured coefficients, pure arithmetic.
+
+`LAYER` gives the bytes that a decoder layer keeps for each token by hidden width H, intermediate width I and key-value
+width K, `BLOCK` those of a block of the vision tower for each patch by H and I. They were fitted over five shapes each
+with a remainder under 0.5% (transformers 5.23, SDPA), and `tests/unit/test_memory.py` counts them again. Attention
+keeps no square of the length, as flash and memory-efficient kernels do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Kind = Literal["float32", "bfloat16", "mixed"]
+"""Type of weights and computation; `mixed` is autocast to bfloat16 over float32 weights."""
+
+Mode = Literal["frozen", "train", "lora"]
+"""What of a decoder layer trains: nothing, though gradients pass through it, its weights, or its adapters."""
+
+LAYER: dict[Kind, dict[Mode, tuple[int, int, int]]] = {
+    "float32": {"frozen": (16, 12, 8), "train": (32, 16, 8), "lora": (24, 16, 8)},
+    "bfloat16": {"frozen": (12, 6, 4), "train": (20, 8, 4), "lora": (36, 10, 4)},
+    "mixed": {"frozen": (12, 6, 4), "train": (30, 8, 4), "lora": (25, 8, 4)},
+}
+
+BLOCK: dict[Kind, tuple[int, int]] = {"float32": (52, 16), "bfloat16": (30, 8), "mixed": (32, 8)}
+
+STREAM: dict[Kind, int] = {"float32": 4, "bfloat16": 2, "mixed": 4}
+"""Bytes of a number between layers."""
+
+COMPUTE: dict[Kind, int] = {"float32": 4, "bfloat16": 2, "mixed": 2}
+"""Bytes of a number within a layer."""
+
+BACKWARD: dict[Mode, int] = {"frozen": 3, "train": 1, "lora": 3}
+"""Tensors of the intermediate width that the backward pass of a layer adds to what it keeps; where weights train, their
+inputs go as it proceeds."""
+
+LOGITS_TRAINING, LOGITS_SCORING = 5, 3
+"""How often a chunk of logits is alive in float32, with and without its gradient."""
+
+
+class Decoder(NamedTuple):
+    """Shape of a language model."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    key_value: int
+    vocabulary: int
+
+
+class Tower(NamedTuple):
+    """Shape of a vision tower."""
+
+    blocks: int
+    hidden: int
+    intermediate: int
+    patch: int
+    """Numbers of a patch's pixels."""
+
+
+def decoder_bytes(shape: Decoder, *, kind: Kind, mode: Mode, checkpointing: bool) -> int:
+    """Bytes a token at the peak of the backward pass, without the logits.
+
+    With gradient checkpointing one layer is kept whole, and of the others their input. `BACKWARD` is added for the
+    layer that computes its gradients, and four tensors of the hidden width for what is before the first layer and after
+    the last.
+    """
+    for_hidden, for_intermediate, for_keys = LAYER[kind][mode]
+    layer = for_hidden * shape.hidden + for_intermediate * shape.intermediate + for_keys * shape.key_value
+    inputs = STREAM[kind] * shape.hidden
+    kept = layer + shape.layers * inputs if checkpointing else shape.layers * layer
+    return kept + BACKWARD[mode] * COMPUTE[kind] * shape.intermediate + 4 * inputs
+
+
+def tower_bytes(shape: Tower, *, kind: Kind, trains: bool, checkpointing: bool) -> int:
+    """Bytes a patch; a tower that does not train keeps nothing beyond the block that computes."""
+    for_hidden, for_intermediate = BLOCK[kind]
+    block = for_hidden * shape.hidden + for_intermediate * shape.intermediate
+    pixels = 2 * 4 * shape.patch
+    if not trains:
+        return pixels + block
+    inputs = STREAM[kind] * shape.hidden
+    return pixels + (block + shape.blocks * inputs if checkpointing else shape.blocks * block)
+
+
+def logits_bytes(shape: Decoder, *, tokens: int, training: bool) -> int:
+    """Bytes for a chunk of logits."""
+    return (LOGITS_TRAINING if training else LOGITS_SCORING) * 4 * tokens * shape.vocabulary
+
+
+def cache_bytes(shape: Decoder, *, kind: Kind) -> int:
+    """Bytes of the key-value cache for a token."""
+    return 2 * shape.layers * shape.key_value * COMPUTE[kind]
+
+
+def reading_bytes(shape: Decoder, *, kind: Kind) -> int:
+    """Bytes a token while a prompt is read: its own cache and one layer's numbers, none of which are kept."""
+    layer = (3 * shape.intermediate + 6 * shape.hidden) * COMPUTE[kind]
+    return cache_bytes(shape, kind=kind) + layer

@@ -1,0 +1,174 @@
+"""Checkpoints of adapters: what they hold, and every way to start from one or to resume it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers.adapted import fit
+from helpers.samples import tiny_backbone
+from lit_vlaa.backbone import Backbone, BackboneConfig, build_backbone
+from lit_vlaa.backbone.adapter_state import NOTE, AdapterNote, fingerprint
+from lit_vlaa.backbone.config import LoRAConfig
+from unit.backbone.test_adapters import adapted, scores
+
+NF4: dict[str, Any] = {"quantize": "nf4"}
+
+
+def save(backbone: Backbone, path: Path) -> Path:
+    """A checkpoint with nothing but weights."""
+    torch.save({"state_dict": {f"backbone.{name}": value for name, value in backbone.state_dict().items()}}, path)
+    return path
+
+
+def moved(**options: Any) -> Backbone:
+    """A backbone as full training leaves it."""
+    backbone = tiny_backbone(**options)
+    generator = torch.Generator().manual_seed(9)
+    for parameter in backbone.parameters():
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+    return backbone
+
+
+def start(init_from: Path | None, lora: dict[str, Any] | None = None, **options: Any) -> Tensor:
+    """What a run that starts from `init_from` thinks of the samples at its first step."""
+    config = BackboneConfig(max_pixels=84 * 84, lora=None if lora is None else LoRAConfig(**lora), **options)
+    return scores(build_backbone(config, init_from=None if init_from is None else str(init_from)))
+
+
+def near(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, NF4])
+def test_a_checkpoint_holds_adapters_and_a_note(options: dict[str, Any]) -> None:
+    backbone = adapted(**options)
+    state = backbone.state_dict()
+    assert {name for name in state if ".lora_" not in name} == {NOTE}
+    assert len(state) == 2 * 14 + 1
+    note = AdapterNote.decode(state[NOTE])
+    assert (note.rank, note.alpha, note.quantize) == (4, 8.0, options.get("quantize"))
+    assert (note.path, note.init_from) == ("tiny", None)
+    assert note.base == fingerprint(tiny_backbone().model)
+
+
+@pytest.mark.parametrize("options", [{}, NF4])
+def test_weights_come_back(options: dict[str, Any]) -> None:
+    source, target = adapted(**options), adapted(trained=False, **options)
+    assert not scores(target).equal(scores(source))
+    result = target.load_state_dict(source.state_dict())
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    assert scores(target).equal(scores(source))
+
+
+def test_fingerprints_tell_weights_apart_and_types_not() -> None:
+    plain = fingerprint(tiny_backbone().model)
+    assert fingerprint(moved().model) != plain
+    assert fingerprint(tiny_backbone().model) == plain
+    halved = tiny_backbone(dtype="bfloat16").model
+    assert fingerprint(halved) == fingerprint(tiny_backbone(dtype="bfloat16").model.float())
+
+
+def test_start_of_adapters_from_whole_weights(tmp_path: Path) -> None:
+    source = moved()
+    path = save(source, tmp_path / "whole.ckpt")
+    assert start(path, {"rank": 4}).equal(scores(source))
+    near(start(path, {"rank": 4}, **NF4), start(path, {"rank": 2}, **NF4))
+
+
+def test_start_from_adapters(tmp_path: Path) -> None:
+    source = adapted()
+    path = save(source, tmp_path / "adapters.ckpt")
+    near(start(path), scores(source))
+    near(start(path, {"rank": 2, "targets": ("q_proj",)}), scores(source))
+
+
+def test_start_from_adapters_beside_four_bits(tmp_path: Path) -> None:
+    source = adapted(**NF4)
+    path = save(source, tmp_path / "adapters.ckpt")
+    near(start(path), scores(source))
+    # The sum of dequantised weights and adapters does not lie on the levels of 4 bits any more.
+    assert 1e-3 < float((start(path, {"rank": 2}, **NF4) - scores(source)).abs().mean()) < 0.5
+
+
+def test_start_from_adapters_of_a_run_that_started_from_a_checkpoint(tmp_path: Path) -> None:
+    whole = save(moved(), tmp_path / "whole.ckpt")
+    lora = LoRAConfig(rank=4)
+    first = build_backbone(BackboneConfig(max_pixels=84 * 84, lora=lora), init_from=str(whole))
+    first.load_state_dict({**first.state_dict(), **{n: v for n, v in adapted().state_dict().items() if n != NOTE}})
+    path = save(first, tmp_path / "first.ckpt")
+    near(start(path), scores(first))
+    second = build_backbone(BackboneConfig(max_pixels=84 * 84, lora=lora), init_from=str(path))
+    near(start(save(second, tmp_path / "second.ckpt")), scores(first))
+    whole.unlink()
+    with pytest.raises(
+        ValueError, match=r"first\.ckpt: its adapters were trained beside .*whole\.ckpt: .*no checkpoint"
+    ):
+        start(path)
+
+
+def test_start_from_adapters_beside_another_model(tmp_path: Path) -> None:
+    moved().save_pretrained(tmp_path / "hub")
+    path = save(adapted(path=str(tmp_path / "hub")), tmp_path / "adapters.ckpt")
+    with pytest.raises(ValueError, match=r"other weights than those of tiny; give --model\.backbone\.path .*hub"):
+        start(path)
+    (tmp_path / "hub").rename(tmp_path / "elsewhere")
+    assert start(path, path=str(tmp_path / "elsewhere")).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"lora": {"rank": 2}}, r"lora\.rank 4"),
+        ({"lora": {"alpha": 2.0}}, r"lora\.alpha 8\.0"),
+        ({"lora": {"targets": ("q_proj",)}}, r"lora\.targets \[\]"),
+        ({"lora": {"parts": ("language", "merger")}}, r"lora\.parts \['language'\]"),
+        (NF4, r"quantize null"),
+    ],
+)
+def test_adapters_of_other_settings_are_refused(options: dict[str, Any], wanted: str) -> None:
+    target = adapted(**options)
+    with pytest.raises(ValueError, match=rf"belong to other settings; give .*--model\.backbone\.{wanted}"):
+        target.load_state_dict(adapted().state_dict())
+
+
+def test_adapters_beside_other_weights_are_refused(tmp_path: Path) -> None:
+    moved().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"give --model\.backbone\.path tiny, --model\.init_from null"):
+        adapted(path=str(tmp_path)).load_state_dict(adapted().state_dict())
+
+
+def test_whole_weights_and_adapters_are_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"holds whole weights, .* --model\.init_from"):
+        adapted().load_state_dict(tiny_backbone().state_dict())
+    with pytest.raises(ValueError, match=r"holds adapters: give --model\.backbone\.lora\.rank 4 .*alpha 8, or"):
+        tiny_backbone().load_state_dict(adapted().state_dict())
+
+
+def test_a_damaged_note_is_named() -> None:
+    with pytest.raises(ValueError, match="note on its adapters cannot be read"):
+        AdapterNote.decode(torch.zeros(8, dtype=torch.uint8))
+
+
+def test_a_path_too_long_for_the_note_is_named() -> None:
+    note = AdapterNote(
+        rank=1, alpha=1.0, parts=[], targets=[], quantize=None, path="tiny", init_from="/x" * 4096, base=""
+    )
+    with pytest.raises(ValueError, match=r"--model\.init_from .* too long"):
+        note.encode()
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("options", [{}, {"backbone": NF4}, {"lora": None, "optim": {"optimizer": "adamw_8bit"}}])
+def test_resumed_equals_uninterrupted_bit_by_bit(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    expected = fit(kind, epochs=2, **options)
+    half = fit(kind, save=str(tmp_path / "half.ckpt"), **options)
+    resumed = fit(kind, epochs=2, resume=str(tmp_path / "half.ckpt"), **options)
+    assert resumed == expected
+    assert half["weights"] != expected["weights"]
+    assert half["steps"] * 2 == expected["steps"]
