@@ -38,6 +38,12 @@ def _without_noise() -> None:
 class Parser(LightningArgumentParser):
     """Reports what is wrong with the arguments without the usage of a hundred flags."""
 
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses; `--flag=None` means null, as which jsonargparse hands null on to the fields of nested classes."""
+        if args is not None:
+            args = [f"{word[: -len('None')]}null" if re.fullmatch(r"--[^=]+=None", word) else word for word in args]
+        return super().parse_args(args, *more, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UsageError. The message stays as it is, since parsers of nested classes report to this one."""
         raise UsageError([message]) from ex
@@ -130,7 +136,7 @@ class VLAACLI(LightningCLI):
         """
         try:
             super()._run_subcommand(subcommand)
-        except (ValueError, OSError, MisconfigurationException) as error:
+        except (ValueError, OSError, ModuleNotFoundError, MisconfigurationException) as error:
             reading = _raised_while_reading(error)
             if self._progress.started and not reading:
                 raise

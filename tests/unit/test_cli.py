@@ -217,7 +217,8 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
         (["fitt"], "there is no command `lit-vlaa fitt`; did you mean `lit-vlaa fit`?"),
         (
             ["xyz"],
-            "use one of: fit, validate, test, predict, data synthetic, rewards check, rewards serve, doctor, quickstart",
+            "use one of: fit, validate, test, predict, data synthetic, rewards check, rewards serve, doctor, "
+            "quickstart",
         ),
         (["data"], "there is no command `lit-vlaa data`; use one of: data synthetic"),
         (["data", "synthetik"], "did you mean `lit-vlaa data synthetic`?"),
