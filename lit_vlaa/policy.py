@@ -20,16 +20,17 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+import lit_vlaa.strategies  # noqa: F401  # registers fsdp2 and its kin for Trainers made in Python
 from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
 from lit_vlaa.checkpoints import MODULE, WholeCheckpointIO
 from lit_vlaa.generation import CachedGenerator, RolloutKey
 from lit_vlaa.generation.protocol import Generator as RolloutEngine
 from lit_vlaa.loop_state import settle
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
+from lit_vlaa.parallel import accumulate, clip_gradients, unsharded
 from lit_vlaa.sequences import micro_batch_count, split_contiguous
 from lit_vlaa.sharding import sharding_policies
 from lit_vlaa.stopping import stop_run
-from lit_vlaa.strategies import accumulate, clip_gradients, unsharded
 from lit_vlaa.types import Completion, Prompt, PromptBatch, SamplingParams
 from lit_vlaa.unfinished import UnfinishedRollout
 

@@ -176,21 +176,28 @@ def preempting(**options: Any) -> list[str]:
 
 
 # Within an optimiser step with others of the rollout left, within a rollout's last step, after a batch that a
-# validation follows, within a validation.
+# validation follows, within a validation, within one at the end of an epoch.
 @pytest.mark.parametrize(
-    ("step", "place", "stopped"),
-    [(5, "optimizer", 6), (3, "optimizer", 4), (8, "batch", 8), (8, "validation", 8)],
+    ("step", "place", "stopped", "every"),
+    [
+        (5, "optimizer", 6, 2),
+        (3, "optimizer", 4, 2),
+        (8, "batch", 8, 2),
+        (8, "validation", 8, 2),
+        (12, "validation", 12, 3),
+    ],
 )
 def test_preempted(
     step: int,
     place: str,
     stopped: int,
+    every: int,
     runs: Runs,
     straight: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = f"preempted-{step}-{place}"
-    options = {"trainer__limit_val_batches": 2} if place == "validation" else {}
+    options = {"trainer__limit_val_batches": 2, "trainer__val_check_interval": every} if place == "validation" else {}
     capsys.readouterr()
     root = runs.run(name, *preempting(step=step, place=place), code=143, **options)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-vlaa: ")]
