@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -22,6 +23,8 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_vlaa.checks import PreemptedExit, UsageError, find_problems, last_checkpoint, one_line
 from lit_vlaa.strategies import map_strategy_name
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def _without_noise() -> None:
