@@ -35,6 +35,8 @@ def _without_noise() -> None:
     # A run without validation rows is no mistake, and checkpoints hold the state after the step on purpose.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # Every run has a folder of its own, also one that goes on.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
 
