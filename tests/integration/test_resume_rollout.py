@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.commands import checkpoint, command, lit, logged
+from helpers.states import assert_equal
 from lit_vlaa.generation import CachedGenerator
 
 # 3 rollouts of 16 prompts an epoch, of 4 steps each: two passes over two halves. The run ends within the second epoch.
@@ -65,21 +66,6 @@ def straight(runs: Runs) -> Path:
     """The run without interruption, which saves wherever it lies between two steps of a rollout."""
     folder = runs.root / "straight"
     return runs.run("straight", f"{CALLBACKS}+=helpers.interruptions.SaveBetweenSteps", f"{CALLBACKS}.folder={folder}")
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def assert_same_end(straight: Path, resumed: Path, number: int = 0) -> None:
