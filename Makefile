@@ -5,6 +5,8 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -38,10 +40,17 @@ lint: $(STAMP) ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## measure speed
-	$(BIN)/python -m benchmarks
-	$(BIN)/python -m benchmarks.rewards
+bench: $(BENCH_STAMP) ## measure speed beside TRL, in an environment of its own
+	$(BENCH)/bin/python -m benchmarks
+	$(BENCH)/bin/python -m benchmarks.scaling
 
-clean: ## remove caches and build products; .venv, runs and data stay
+# torchvision, which TRL's image path needs, does not load beside the CPU-only build of PyTorch: the default build it is.
+$(BENCH_STAMP): pyproject.toml benchmarks/constraints.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --disable-pip-version-check --quiet --constraint benchmarks/constraints.txt torch torchvision
+	$(BENCH)/bin/python -m pip install --disable-pip-version-check --quiet --constraint benchmarks/constraints.txt --editable '.[bench]'
+	@touch $@
+
+clean: ## remove caches and build products; environments, runs and data stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(BENCH)/*' -prune -exec rm -rf {} +

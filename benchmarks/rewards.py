@@ -23,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.answers import GROUP_SIZE, Answer, step
+from benchmarks.machine import processor_name
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.types import RewardRequest
@@ -128,8 +129,6 @@ def write(
     load: float,
 ) -> None:
     """Prints the table and writes it beside the single values; `load` is the machine's before the start."""
-    from benchmarks.__main__ import processor_name  # noqa: PLC0415 - imports Lightning
-
     command = shlex.join(["python", "-m", "benchmarks.rewards", *sys.argv[1:]])
     machine = f"{processor_name()}, {platform.system()} {platform.machine()}, load {load:.1f} of {os.cpu_count()}"
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("math-verify", "sympy")}}

@@ -3,6 +3,7 @@
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.preemption import Preemption
 from callbacks.rollout_logger import RolloutLogger
+from callbacks.throughput import Throughput
 from callbacks.training_guards import TrainingGuards
 
-__all__ = ["PredictionWriter", "Preemption", "RolloutLogger", "TrainingGuards"]
+__all__ = ["PredictionWriter", "Preemption", "RolloutLogger", "Throughput", "TrainingGuards"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from lit_vlaa.scores import GPU_NUMBERS
+
 Kind = Literal["float32", "bfloat16", "mixed"]
 """Type of weights and computation; `mixed` is autocast to bfloat16 over float32 weights."""
 
@@ -34,8 +36,9 @@ BACKWARD: dict[Mode, int] = {"frozen": 3, "train": 1, "lora": 3}
 """Tensors of the intermediate width that the backward pass of a layer adds to what it keeps; where weights train, their
 inputs go as it proceeds."""
 
-LOGITS_TRAINING, LOGITS_SCORING = 5, 3
-"""How often a chunk of logits is alive in float32, with and without its gradient."""
+LOGITS_TRAINING, LOGITS_BLOCK, LOGITS_SAMPLING = 2, 2, 3
+"""How often a chunk of logits is alive in training, which works on it a block of rows at a time, the block in float32,
+and how often the logits that are sampled from."""
 
 
 class Decoder(NamedTuple):
@@ -84,8 +87,11 @@ def tower_bytes(shape: Tower, *, kind: Kind, trains: bool, checkpointing: bool) 
 
 
 def logits_bytes(shape: Decoder, *, tokens: int, training: bool) -> int:
-    """Bytes for a chunk of logits."""
-    return (LOGITS_TRAINING if training else LOGITS_SCORING) * 4 * tokens * shape.vocabulary
+    """Bytes for a chunk of logits that is trained on, or for logits to sample from."""
+    if not training:
+        return LOGITS_SAMPLING * 4 * tokens * shape.vocabulary
+    block = min(tokens * shape.vocabulary, GPU_NUMBERS)
+    return 4 * (LOGITS_TRAINING * tokens * shape.vocabulary + LOGITS_BLOCK * block)
 
 
 def cache_bytes(shape: Decoder, *, kind: Kind) -> int:
@@ -94,6 +100,5 @@ def cache_bytes(shape: Decoder, *, kind: Kind) -> int:
 
 
 def reading_bytes(shape: Decoder, *, kind: Kind) -> int:
-    """Bytes a token while a prompt is read: its own cache and one layer's numbers, none of which are kept."""
-    layer = (3 * shape.intermediate + 6 * shape.hidden) * COMPUTE[kind]
-    return cache_bytes(shape, kind=kind) + layer
+    """Bytes a token while a prompt is read: one layer's numbers, none of which are kept."""
+    return (3 * shape.intermediate + 6 * shape.hidden) * COMPUTE[kind]

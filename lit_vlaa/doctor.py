@@ -18,7 +18,8 @@ from lit_vlaa.checks import UsageError, find_problems, one_line
 from lit_vlaa.environment import gpu_bytes, look
 from lit_vlaa.generation import CachedGenerator
 from lit_vlaa.lightning_cli import VLAACLI
-from lit_vlaa.memory import OVERHEAD, PHASES, Rollouts, Run, estimate, image_tokens, peak, phase_bytes, tensors_of
+from lit_vlaa.memory import OVERHEAD, PHASES, Run, decoder, estimate, image_tokens, peak, phase_bytes, tensors_of
+from lit_vlaa.rollout_memory import Rollouts
 from lit_vlaa.strategies import map_strategy_name
 
 _TEXT_TOKENS = 256
@@ -109,11 +110,17 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
         strategy = "ddp" if ranks > 1 else "single"
     group = model.get("group_size")
     rollouts = None
+    options: Any = {}
     if group is not None:
-        engine = model["generator"] or {}
-        most = engine.get("init_args", {}).get("max_rows", CachedGenerator().max_rows)
-        rows = min(max(1, most // group), max(1, data["batch_size"] // ranks)) * group
-        rollouts = Rollouts(rows=rows, group_size=group, new_tokens=model["sampling"]["max_new_tokens"])
+        prompts = max(1, data["batch_size"] // ranks)
+        options = (model["generator"] or {}).get("init_args", {})
+        rollouts = Rollouts(
+            rows=min(options.get("max_rows", CachedGenerator().max_rows), prompts * group),
+            group_size=group,
+            new_tokens=model["sampling"]["max_new_tokens"],
+            prompts=prompts,
+            **{name: options[name] for name in ("merge_adapters", "dequantize") if name in options},
+        )
     reference = "none"
     if group is not None and model["kl"]["coefficient"] > 0:
         automatic = "adapter" if backbone.adapters is not None else "copy"
@@ -130,7 +137,10 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
         rollouts=rollouts,
         reference=reference,  # type: ignore[arg-type]  # as parsed
     )
-    return described, shape
+    if rollouts is None or options.get("memory_gb") is None:
+        return described, shape
+    most = int(options["memory_gb"] * 2**30)
+    return replace(described, rollouts=rollouts.within(most, described, decoder(shape))), shape
 
 
 def report_memory(described: Run, shape: PretrainedConfig, memory: int | None) -> int:

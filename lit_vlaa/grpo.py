@@ -22,6 +22,7 @@ from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.kl import ESTIMATORS, AdaptiveCoefficient
 from lit_vlaa.metrics import RankMeans, timed
+from lit_vlaa.micro_batches import Batching
 from lit_vlaa.objective import Scored, Totals, grpo_objective
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
@@ -39,8 +40,8 @@ from lit_vlaa.rollout import (
     rollout_means,
     with_advantages,
 )
-from lit_vlaa.sequences import assemble, unflatten
-from lit_vlaa.types import Kind, Prompt, PromptBatch, RewardResult, SamplingParams
+from lit_vlaa.sequences import unflatten
+from lit_vlaa.types import Kind, Prompt, PromptBatch, RewardResult, SamplingParams, TokenScores
 from lit_vlaa.unfinished import RolloutShape, UnfinishedRollout, take_up
 
 _SCORES = "reference_scores"
@@ -76,6 +77,7 @@ class GRPOModule(RewardedModule):
         advantage: AdvantageConfig = AdvantageConfig(),
         old_logprobs: Literal["learner", "sampler"] = "learner",
         max_grad_norm: float = 1.0,
+        batching: Batching = "shared",
         max_tokens_per_micro_batch: int = 8192,
         seed: int | None = None,
     ) -> None:
@@ -105,7 +107,11 @@ class GRPOModule(RewardedModule):
             old_logprobs: Where the ratio's denominator comes from when a rollout gives several steps: a forward pass
                 before the update, or the sampler's own numbers (one pass less; exact only in float32).
             max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
-            max_tokens_per_micro_batch: Padded tokens in one forward and backward pass on one device.
+            batching: How rows go through the model together: a prompt once, followed by all its completions (`shared`),
+                each completion behind its own copy of the prompt (`packed`), or the same padded to the longest
+                (`padded`). The numbers are the same up to rounding.
+            max_tokens_per_micro_batch: Tokens in one forward and backward pass on one device, padding included. Under
+                `shared` a prompt's completions stay together where they fit.
             seed: Seed of the rollouts; null takes `--seed_everything`.
 
         Raises:
@@ -116,6 +122,7 @@ class GRPOModule(RewardedModule):
             optim=optim,
             init_from=init_from,
             max_grad_norm=max_grad_norm,
+            batching=batching,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             sampling=sampling,
             generator=generator,
@@ -189,6 +196,10 @@ class GRPOModule(RewardedModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
         """One rollout and its optimiser steps."""
+        with self.backbone.images.features.remembering(batch.prompts):
+            return self._rollout_and_update(batch)
+
+    def _rollout_and_update(self, batch: PromptBatch) -> dict[str, Any]:
         work = self._begin(batch.prompts)
         experience, rollout, seconds = work.experience, work.experience.rollout, work.seconds
         chunks = self._shape.chunks(range(len(rollout.completions)), self.trainer.world_size)
@@ -296,11 +307,12 @@ class GRPOModule(RewardedModule):
         if not sequences:
             return 0.0  # nothing to learn from; a step on no gradient would still move weights by momentum and decay
 
-        def loss_of(part: range) -> Tensor:
+        def loss_of(part: Sequence[int]) -> Tensor:
             chosen = [rows[index] for index in part]
-            inputs, scores = self._forward(self.backbone, rollout, chosen)
-            place = partial(self._gathered, rows=chosen, mask=inputs.target_mask)
-            logprobs = unflatten(scores.logprobs, inputs.target_mask)
+            scores = self._forward(self.backbone, rollout, chosen)
+            mask = (torch.arange(int(lengths[chosen].max())) < lengths[chosen, None]).to(self.device)
+            place = partial(self._gathered, rows=chosen, mask=mask)
+            logprobs = unflatten(scores.logprobs, mask)
             loss, stats = grpo_objective(
                 Scored(
                     logprobs=logprobs,
@@ -308,7 +320,7 @@ class GRPOModule(RewardedModule):
                     sampler_logprobs=place([completion.logprobs for completion in rollout.completions]),
                     ref_logprobs=None if experience.reference is None else place(experience.reference),
                     advantages=rollout.advantages.flatten()[chosen].to(self.device),
-                    mask=inputs.target_mask & taken[chosen].to(self.device)[:, None],
+                    mask=mask & taken[chosen].to(self.device)[:, None],
                 ),
                 self.loss,
                 self.kl,
@@ -321,23 +333,22 @@ class GRPOModule(RewardedModule):
                 means.add(name, total, weight)
             return loss
 
-        return self.take_step([rollout.length(row) for row in rows], loss_of)
+        return self.take_step([rollout.size(row) for row in rows], loss_of)
 
-    def _forward(self, score: Score, sampled: Sampled, rows: Sequence[int]) -> tuple[Any, Any]:
-        inputs = assemble(
-            [sampled.row(row) for row in rows], pad_token_id=self.processor.pad_token_id, device=self.device
-        )
-        return inputs, score(inputs, temperature=self.sampling.temperature, ban=True)
+    def _forward(self, score: Score, sampled: Sampled, rows: Sequence[int]) -> TokenScores:
+        inputs = self.join([sampled.row(row) for row in rows])
+        return score(inputs, temperature=self.sampling.temperature, ban=True)
 
     @torch.no_grad()
     def _score_rows(self, score: Score, sampled: Sampled, rows: range) -> list[Tensor]:
         """Per row the `[C]` log-probabilities of its completion under a policy."""
-        result: list[Tensor] = []
-        for part in self.micro_batches([sampled.length(row) for row in rows]):
-            _, scores = self._forward(score, sampled, part)
-            sizes = [sampled.completions[row].token_ids.numel() for row in part]
-            result.extend(scores.logprobs.split(sizes))
-        return result
+        result: dict[int, Tensor] = {}
+        for part in self.micro_batches([sampled.size(row) for row in rows]):
+            chosen = [rows[index] for index in part]
+            scores = self._forward(score, sampled, chosen)
+            sizes = [sampled.size(row).completion for row in chosen]
+            result |= zip(chosen, torch.split(scores.logprobs, sizes), strict=True)
+        return [result[row] for row in rows]
 
     def _gathered(self, per_row: Sequence[Tensor], rows: Sequence[int], mask: Tensor) -> Tensor:
         return unflatten(torch.cat([per_row[row] for row in rows]).to(mask.device), mask)

@@ -26,6 +26,7 @@ from lit_vlaa import activations
 from lit_vlaa.activations import Decoder, Tower
 from lit_vlaa.backbone.adapters import adapt, is_adapter, linear_layers, part_of
 from lit_vlaa.backbone.config import BackboneConfig
+from lit_vlaa.rollout_memory import Rollouts, rollout_bytes
 
 Phase = Literal["always", "update", "rollout", "reference"]
 """Parts of `always` lie beside those of one of the other phases."""
@@ -34,18 +35,6 @@ PHASES: tuple[Phase, ...] = ("update", "rollout", "reference")
 
 OVERHEAD = 10**9
 """Bytes for CUDA's context, workspaces of kernels and NCCL's buffers; from experience, not measured here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollouts:
-    """What generation keeps at one time."""
-
-    rows: int
-    """Completions that are decoded together."""
-    group_size: int
-    """Completions a prompt; a prompt is read once."""
-    new_tokens: int
-    """Most tokens of a completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +49,7 @@ class Run:
     mixed: bool
     """Whether the precision is bf16-mixed."""
     tokens: int
-    """Padded tokens of a micro-batch."""
+    """Tokens of a micro-batch, padding included."""
     prompt_tokens: int
     """Of a typical row, its image included."""
     rollouts: Rollouts | None
@@ -181,7 +170,7 @@ def estimate(run: Run, config: PretrainedConfig) -> list[Part]:
         Part("activations of the vision tower", _patches(run, config) * _patch_bytes(run, config, trained), "update"),
         Part("logits of a chunk", activations.logits_bytes(shape, tokens=chunk, training=True), "update"),
         Part("reference policy on its visit", visit, "reference"),
-        *(_rollout(run.rollouts, run, shape) if run.rollouts else ()),
+        *_rollout(run, shape, tensors),
     ]
     return [part for part in parts if part is not None and part.size]
 
@@ -241,9 +230,9 @@ def _patch_bytes(run: Run, config: PretrainedConfig, trained: list[Tensor]) -> i
 def _patches(run: Run, config: PretrainedConfig) -> int:
     """Patches of a micro-batch of typical rows with an image each; a group's completions share theirs."""
     completion, group = (run.rollouts.new_tokens, run.rollouts.group_size) if run.rollouts else (0, 1)
-    rows = max(1, run.tokens // (run.prompt_tokens + completion))
+    prompts = max(1, run.tokens // (run.prompt_tokens + group * completion))
     merge: int = config.vision_config.spatial_merge_size
-    return math.ceil(rows / group) * min(image_tokens(config, run.backbone), run.prompt_tokens) * merge**2
+    return prompts * min(image_tokens(config, run.backbone), run.prompt_tokens) * merge**2
 
 
 def _working_weights(run: Run, tensors: list[Tensor]) -> list[Part]:
@@ -276,15 +265,11 @@ def _converted(tensor: Tensor, *, tied: bool) -> bool:
     return matrix and kept and (tied or "embed_tokens" not in tensor.name)
 
 
-def _rollout(rollouts: Rollouts, run: Run, shape: Decoder) -> list[Part]:
-    cached = rollouts.rows * (run.prompt_tokens + rollouts.new_tokens)
-    read = max(1, rollouts.rows // rollouts.group_size) * run.prompt_tokens
-    logits = activations.logits_bytes(shape, tokens=rollouts.rows, training=False)
-    return [
-        Part("key-value cache", cached * activations.cache_bytes(shape, kind=run.kind), "rollout"),
-        Part("reading the prompts", read * activations.reading_bytes(shape, kind=run.kind), "rollout"),
-        Part("logits of a step", logits, "rollout"),
-    ]
+def _rollout(run: Run, shape: Decoder, tensors: list[Tensor]) -> list[Part]:
+    if run.rollouts is None:
+        return []
+    sizes = rollout_bytes(run.rollouts, shape, tensors, kind=run.kind, prompt_tokens=run.prompt_tokens)
+    return [Part(name, size, "rollout") for name, size in sizes.items()]
 
 
 def _layer(name: str) -> str:

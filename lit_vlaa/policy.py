@@ -26,12 +26,15 @@ from lit_vlaa.checkpoints import MODULE, WholeCheckpointIO
 from lit_vlaa.generation import CachedGenerator, RolloutKey
 from lit_vlaa.generation.protocol import Generator as RolloutEngine
 from lit_vlaa.loop_state import settle
+from lit_vlaa.meter import Meter
+from lit_vlaa.micro_batches import Batching, RowSize, count, divide
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
+from lit_vlaa.packing import pack
 from lit_vlaa.parallel import accumulate, clip_gradients, unsharded
-from lit_vlaa.sequences import micro_batch_count, split_contiguous
+from lit_vlaa.sequences import assemble
 from lit_vlaa.sharding import sharding_policies
 from lit_vlaa.stopping import stop_run
-from lit_vlaa.types import Completion, Prompt, PromptBatch, SamplingParams
+from lit_vlaa.types import Completion, ModelInputs, Prompt, PromptBatch, SamplingParams
 from lit_vlaa.unfinished import UnfinishedRollout
 
 _MOST_SKIPPED = 10
@@ -49,6 +52,7 @@ class PolicyModule(LightningModule):
         optim: OptimConfig,
         init_from: str | None,
         max_grad_norm: float,
+        batching: Batching,
         max_tokens_per_micro_batch: int,
         sampling: SamplingParams,
         generator: RolloutEngine | None,
@@ -65,11 +69,14 @@ class PolicyModule(LightningModule):
         self.optim = optim
         self.init_from = init_from
         self.max_grad_norm = max_grad_norm
+        self.batching: Batching = batching
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.sampling = sampling
         self.engine: RolloutEngine = generator or CachedGenerator()
         self.seed = seed
         self.backbone: Backbone
+        self.meter: Meter
+        """What the training batch asked of the model so far."""
         self._logged: set[str] = set()
         self._processor: Processor | None = None
         self._skipped_in_a_row = 0
@@ -95,6 +102,10 @@ class PolicyModule(LightningModule):
         """Builds the backbone, loads `init_from`, and shards it where the strategy has a device mesh."""
         if "backbone" not in self._modules:
             self.backbone = self.build(self.backbone_config)
+            self.meter = Meter(self.backbone.model.config, self.backbone_config)
+            if self.batching != "padded" and self.backbone.not_packed is not None:
+                rank_zero_warn(f"--model.batching {self.batching}: rows are padded, as {self.backbone.not_packed}")
+                self.batching = "padded"
 
     def build(self, config: BackboneConfig, *, cpu_offload: bool = False) -> Backbone:
         """A backbone with the run's starting weights, laid out as the strategy wants it.
@@ -109,6 +120,10 @@ class PolicyModule(LightningModule):
                 self.device_mesh["data_parallel"], **sharding_policies(self.trainer, cpu_offload=cpu_offload)
             )
         return backbone
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Begins to measure a batch; callbacks have read what the last one took."""
+        self.meter.clear()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable parameters, with a schedule that is stepped after every optimiser step."""
@@ -138,12 +153,12 @@ class PolicyModule(LightningModule):
             raise ValueError("the run has no end to plan the learning rate for: set --trainer.max_steps or max_epochs")
         return max(1, min(bounds))
 
-    def take_step(self, lengths: Sequence[int], loss_of: Callable[[range], Tensor]) -> float:
+    def take_step(self, sizes: Sequence[RowSize], loss_of: Callable[[Sequence[int]], Tensor]) -> float:
         """One optimiser step over this rank's rows.
 
         Args:
-            lengths: Tokens of each row, in the order in which rows may be grouped.
-            loss_of: Gives the loss of a range of rows, already divided by the counts of the whole step over all ranks
+            sizes: Tokens of each row; padded rows go together in this order.
+            loss_of: Gives the loss of some of the rows, already divided by the counts of the whole step over all ranks
                 and micro-batches.
 
         Returns:
@@ -151,7 +166,7 @@ class PolicyModule(LightningModule):
         """
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)  # noqa: S101  # one optimiser is configured above
-        parts = self.micro_batches(lengths)
+        parts = self.micro_batches(sizes)
         for number, part in enumerate(parts):
             with accumulate(self, self.backbone, sync=number == len(parts) - 1):
                 # DDP and FSDP2 average gradients over ranks; the losses of all ranks are meant to add up.
@@ -184,11 +199,20 @@ class PolicyModule(LightningModule):
             self._skipped_in_a_row = 0  # whoever goes on has changed something
             stop_run(self.trainer, reason, {})
 
-    def micro_batches(self, lengths: Sequence[int]) -> list[range]:
-        """Cuts rows into micro-batches, equally many on every rank: sharded forward passes are collective."""
-        wanted = torch.tensor(micro_batch_count(lengths, self.max_tokens_per_micro_batch), device=self.device)
-        count = int(self.trainer.strategy.reduce(wanted, reduce_op="max"))
-        return split_contiguous(lengths, min(count, len(lengths)))
+    def micro_batches(self, sizes: Sequence[RowSize]) -> list[list[int]]:
+        """Divides rows into micro-batches, equally many on every rank: sharded forward passes are collective."""
+        budget = self.max_tokens_per_micro_batch
+        wanted = torch.tensor(count(sizes, budget, self.batching), device=self.device)
+        parts = int(self.trainer.strategy.reduce(wanted, reduce_op="max"))
+        return divide(sizes, min(parts, len(sizes)), budget, self.batching)
+
+    def join(self, rows: Sequence[tuple[Prompt, Tensor]]) -> ModelInputs:
+        """The inputs of one forward pass over prompts with their completions, laid out as `--model.batching` says."""
+        if self.trainer.training:
+            self.meter.note_pass(rows, share_prompts=self.batching == "shared", training=torch.is_grad_enabled())
+        if self.batching == "padded":
+            return assemble(rows, pad_token_id=self.processor.pad_token_id, device=self.device)
+        return pack(rows, share_prompts=self.batching == "shared", device=self.device)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Element-wise sum of `values` over all ranks."""
@@ -219,7 +243,10 @@ class PolicyModule(LightningModule):
         """
         key = RolloutKey(seed=self._rollout_seed(), step=self.global_step if step is None else step, attempt=attempt)
         with self.rollout_mode():
-            return self.engine.generate(self.backbone, prompts, group_size=group_size, params=self.sampling, key=key)
+            groups = self.engine.generate(self.backbone, prompts, group_size=group_size, params=self.sampling, key=key)
+        if self.trainer.training:
+            self.meter.note_rollout(prompts, groups)
+        return groups
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, str]]:  # noqa: ARG002
         """Answers each prompt once: id, question, truth and response, without the rows that only pad."""

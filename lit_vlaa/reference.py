@@ -66,6 +66,7 @@ class Reference:
             self._opened = lambda: without_adapters(policy)
             return
         backbone = build(cpu_offload=self.kind == "cpu").requires_grad_(False).eval()
+        backbone.images.features = policy.images.features  # what is frozen in the policy is the same in its reference
         trainer.precision_plugin.convert_module(backbone)
         device = trainer.strategy.root_device
         sharded = trainer.lightning_module.device_mesh is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_vlaa.advantages import deviation, group_advantages, length_penalty, moments, zero_variance
 from lit_vlaa.algorithm import AdvantageConfig
 from lit_vlaa.metrics import RankMeans
+from lit_vlaa.micro_batches import RowSize
 from lit_vlaa.types import Completion, Kind, Prompt, Record, RewardRequest, RewardResult, ScoredGroup
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ class Sampled:
         """Prompt and completion tokens of one row."""
         return self.prompts[index // self.group_size], self.completions[index].token_ids
 
-    def length(self, index: int) -> int:
-        """Tokens of one row, prompt and completion."""
+    def size(self, index: int) -> RowSize:
+        """Tokens of one row; rows of a prompt are a group."""
         prompt, completion = self.row(index)
-        return prompt.input_ids.numel() + completion.numel()
+        return RowSize(prompt.input_ids.numel(), completion.numel(), index // self.group_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From ragged token sequences to padded rows and back: rotary positions, row assembly, micro-batches, token scores.
+"""From ragged token sequences to padded rows and back: rotary positions, row assembly, micro-batches.
 
 Rows are padded on the right. Under causal attention no real token can look at such padding, so a forward pass needs no
 attention mask, which keeps the fastest attention kernels available.
@@ -6,14 +6,12 @@ attention mask, which keeps the fastest attention kernels available.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from lit_vlaa.types import ModelInputs, Prompt, TokenScores
+from lit_vlaa.types import ImageKey, ModelInputs, Prompt
 
 
 def mrope_positions(
@@ -85,10 +83,12 @@ def assemble(
     input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
     position_ids = torch.zeros(3, len(rows), width, dtype=torch.long)
     target_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    predictors: list[Tensor] = []
     pixels: list[Tensor] = []
     grids: list[Tensor] = []
     first_image: dict[int, int] = {}
     slots: list[int] = []
+    keys: list[ImageKey] = []
     images = 0
     for row, ((prompt, completion), length) in enumerate(zip(rows, lengths, strict=True)):
         start = prompt.input_ids.numel()
@@ -97,6 +97,7 @@ def assemble(
         position_ids[:, row, :start] = prompt.position_ids
         position_ids[:, row, start:] = torch.arange(width - start) + prompt.next_position
         target_mask[row, start:length] = True
+        predictors.append(torch.arange(start - 1, length - 1) + row * width)
         if prompt.pixel_values is None or prompt.image_grid_thw is None:
             continue
         if id(prompt) not in first_image:
@@ -104,14 +105,18 @@ def assemble(
             pixels.append(prompt.pixel_values)
             grids.append(prompt.image_grid_thw)
             images += prompt.image_grid_thw.shape[0]
+            keys.extend((id(prompt), place) for place in range(prompt.image_grid_thw.shape[0]))
         slots.extend(first_image[id(prompt)] + offset for offset in range(prompt.image_grid_thw.shape[0]))
     return ModelInputs(
         input_ids=input_ids.to(device, non_blocking=True),
         position_ids=position_ids.to(device, non_blocking=True),
         target_mask=target_mask.to(device, non_blocking=True),
+        predictors=torch.cat(predictors).to(device, non_blocking=True),
+        targets=torch.cat([completion for _, completion in rows]).to(device, non_blocking=True),
         pixel_values=torch.cat(pixels).to(device) if pixels else None,
         image_grid_thw=torch.cat(grids).to(device) if grids else None,
         image_slots=torch.tensor(slots, device=device) if slots else None,
+        image_keys=tuple(keys),
     )
 
 
@@ -168,60 +173,3 @@ def _split(lengths: Sequence[int], max_tokens: int) -> list[range]:
 def unflatten(values: Tensor, mask: Tensor) -> Tensor:
     """Puts `[N]` token values back at the true places of a `[B, T]` mask, zeros elsewhere. Keeps gradients."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
-
-
-def token_scores(
-    hidden: Tensor,
-    targets: Tensor,
-    project: Callable[[Tensor], Tensor],
-    *,
-    temperature: float = 1.0,
-    banned: Tensor | None = None,
-    chunk_size: int = 2048,
-) -> TokenScores:
-    """Log-probability and entropy of each target token, without ever holding `[N, V]` logits.
-
-    The head runs over `chunk_size` tokens at a time; in training the logits of a chunk are computed again in the
-    backward pass instead of being kept.
-
-    Args:
-        hidden: `[N, H]` states that predict the targets.
-        targets: `[N]` token ids.
-        project: The language-model head, `[n, H]` to `[n, V]`.
-        temperature: Divides the logits, as sampling does.
-        banned: Token ids that the sampler may never draw; they get no probability here either.
-        chunk_size: Tokens a chunk.
-    """
-
-    def score(hidden_chunk: Tensor, target_chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = scale_logits(project(hidden_chunk), temperature=temperature, banned=banned)
-        log_z = torch.logsumexp(logits, dim=-1)
-        logprobs = logits.gather(-1, target_chunk[:, None]).squeeze(-1) - log_z
-        with torch.no_grad():
-            entropy = log_z - (torch.softmax(logits, dim=-1) * logits).sum(-1)
-            correct = logits.argmax(-1) == target_chunk
-        return logprobs, entropy, correct
-
-    chunks = max(1, math.ceil(targets.numel() / chunk_size))
-    recompute = chunks > 1 and torch.is_grad_enabled()
-    parts = []
-    for hidden_chunk, target_chunk in zip(hidden.chunk(chunks), targets.chunk(chunks), strict=True):
-        if recompute:
-            parts.append(checkpoint(score, hidden_chunk, target_chunk, use_reentrant=False))
-        else:
-            parts.append(score(hidden_chunk, target_chunk))
-    logprobs, entropy, correct = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TokenScores(logprobs=logprobs, entropy=entropy, correct=correct)
-
-
-def scale_logits(logits: Tensor, *, temperature: float, banned: Tensor | None) -> Tensor:
-    """The policy's distribution as sampled from: fp32 logits over temperature, banned tokens out of reach.
-
-    A finite floor stands for minus infinity, so that probability times logit stays zero for a banned token.
-    """
-    logits = logits.float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    if banned is not None:
-        logits = logits.index_fill(-1, banned, torch.finfo(torch.float32).min / 4)
-    return logits

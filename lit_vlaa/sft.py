@@ -7,7 +7,8 @@ micro-batch or rank; the learning rate, which the paper leaves open, is ours.
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.losses import token_mean
 from lit_vlaa.metrics import RankMeans
+from lit_vlaa.micro_batches import RowSize
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.policy import PolicyModule
-from lit_vlaa.sequences import assemble
-from lit_vlaa.types import SamplingParams, SFTBatch
+from lit_vlaa.types import ModelInputs, SamplingParams, SFTBatch
 
 _EVAL_STAGES = ("val", "test")
 
@@ -38,6 +39,7 @@ class SFTModule(PolicyModule):
         optim: OptimConfig = OptimConfig(lr=1e-5, min_lr=0.0),
         init_from: str | None = None,
         max_grad_norm: float = 1.0,
+        batching: Literal["packed", "padded"] = "packed",
         max_tokens_per_micro_batch: int = 8192,
         sampling: SamplingParams = SamplingParams(max_new_tokens=800, temperature=0.0),
         generator: Generator | None = None,
@@ -51,7 +53,9 @@ class SFTModule(PolicyModule):
             init_from: Checkpoint of an earlier run whose weights to start from, a file or a sharded folder that you
                 trust.
             max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
-            max_tokens_per_micro_batch: Padded tokens in one forward and backward pass on one device.
+            batching: How rows go through the model together: one after the other without padding (`packed`), or padded
+                to the longest.
+            max_tokens_per_micro_batch: Tokens in one forward and backward pass on one device, padding included.
             sampling: How `predict` writes answers.
             generator: Engine that `predict` writes answers with; null takes the cached one.
             seed: Seed of sampling; null takes `--seed_everything`.
@@ -61,6 +65,7 @@ class SFTModule(PolicyModule):
             optim=optim,
             init_from=init_from,
             max_grad_norm=max_grad_norm,
+            batching=batching,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
             sampling=sampling,
             generator=generator,
@@ -74,18 +79,19 @@ class SFTModule(PolicyModule):
         """One optimiser step over this rank's share of a batch."""
         started = time.perf_counter()
         batch = _by_length(batch)
-        counts = torch.tensor([sum(map(len, batch.responses)), sum(_lengths(batch))], dtype=torch.float64)
+        sizes = _sizes(batch)
+        counts = torch.tensor([sum(map(len, batch.responses)), _tokens(sizes)], dtype=torch.float64)
         targets, tokens = self.sum_over_ranks(counts.float()).tolist()
         means = RankMeans(("train/loss", "train/token_accuracy"))
 
-        def loss_of(part: range) -> Tensor:
+        def loss_of(part: Sequence[int]) -> Tensor:
             scores = self.backbone(self._inputs(batch, part))
             means.add("train/loss", -scores.logprobs.sum(), scores.logprobs.numel())
             means.add("train/token_accuracy", scores.correct.sum(), scores.correct.numel())
             return token_mean(-scores.logprobs, tokens=targets)
 
         learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        norm = self.take_step(_lengths(batch), loss_of)
+        norm = self.take_step(sizes, loss_of)
         values = means.reduce(self.sum_over_ranks)
         seconds = time.perf_counter() - started
         self.log_train(
@@ -119,7 +125,7 @@ class SFTModule(PolicyModule):
     def _evaluate(self, batch: SFTBatch, stage: str) -> None:
         nll, accuracy = self._metrics(stage)
         batch = _by_length(batch)
-        for part in self.micro_batches(_lengths(batch)):
+        for part in self.micro_batches(_sizes(batch)):
             scores = self.backbone(self._inputs(batch, part))
             sizes = [len(batch.responses[row]) for row in part]
             keep = torch.tensor([not batch.prompts[row].padding for row in part]).repeat_interleave(torch.tensor(sizes))
@@ -143,17 +149,21 @@ class SFTModule(PolicyModule):
     def _metrics(self, stage: str) -> tuple[Any, Any]:
         return getattr(self, f"{stage}_nll"), getattr(self, f"{stage}_accuracy")
 
-    def _inputs(self, batch: SFTBatch, part: range) -> Any:
-        rows = [(batch.prompts[row], batch.responses[row]) for row in part]
-        return assemble(rows, pad_token_id=self.processor.pad_token_id, device=self.device)
+    def _inputs(self, batch: SFTBatch, part: Sequence[int]) -> ModelInputs:
+        return self.join([(batch.prompts[row], batch.responses[row]) for row in part])
 
 
-def _lengths(batch: SFTBatch) -> list[int]:
-    return [p.input_ids.numel() + r.numel() for p, r in zip(batch.prompts, batch.responses, strict=True)]
+def _sizes(batch: SFTBatch) -> list[RowSize]:
+    pairs = zip(batch.prompts, batch.responses, strict=True)
+    return [RowSize(prompt.input_ids.numel(), len(response), row) for row, (prompt, response) in enumerate(pairs)]
+
+
+def _tokens(sizes: Sequence[RowSize]) -> int:
+    return sum(size.prompt + size.completion for size in sizes)
 
 
 def _by_length(batch: SFTBatch) -> SFTBatch:
-    """Rows of like length beside each other, so that micro-batches hold little padding."""
-    lengths = _lengths(batch)
+    """Rows of like length beside each other, so that padded micro-batches hold little padding."""
+    lengths = [_tokens([size]) for size in _sizes(batch)]
     order = sorted(range(len(batch)), key=lengths.__getitem__)
     return SFTBatch(tuple(batch.prompts[row] for row in order), tuple(batch.responses[row] for row in order))

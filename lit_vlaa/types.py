@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
+from lit_vlaa.segments import Segments
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -32,6 +34,9 @@ RewardStatus = Literal["ok", "no_answer", "unparsable_gt", "verifier_error", "ti
 """`ok` and `no_answer` are verdicts; the other three say that no verdict was reached."""
 
 FinishReason = Literal["stop", "length"]
+
+ImageKey = tuple[int, int]
+"""Which image of which `Prompt` object (its `id`); no two images of prompts that are alive share one."""
 
 
 class TextPart(TypedDict):
@@ -211,7 +216,10 @@ class SFTBatch:
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """Right-padded rows for one forward pass. Padding needs no mask: causal attention never looks ahead to it."""
+    """Rows for one forward pass: padded on the right, or one packed sequence (B = 1) without padding.
+
+    Padding needs no mask: causal attention never looks ahead to it.
+    """
 
     input_ids: Tensor
     """`[B, T]` int64."""
@@ -219,17 +227,25 @@ class ModelInputs:
     """`[3, B, T]` int64."""
     target_mask: Tensor
     """`[B, T]` bool, True at the tokens to score (the completion); never True in column 0."""
+    predictors: Tensor
+    """`[N]` int64, row by row for each token to score the place, of B * T, of the token whose state predicts it."""
+    targets: Tensor
+    """`[N]` int64, the tokens to score."""
     pixel_values: Tensor | None
     """`[patches, D]`, each distinct image once."""
     image_grid_thw: Tensor | None
     """`[I, 3]`, the distinct images."""
     image_slots: Tensor | None
     """`[S]` int64: for each image place in row-major order, which distinct image stands there."""
+    image_keys: tuple[ImageKey, ...] = ()
+    """One for each distinct image, by which its features are found again; empty to compute them at every pass."""
+    segments: Segments | None = None
+    """Which tokens of a packed sequence see which; None for padded rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """What one forward pass says of its N target tokens, in row-major order."""
+    """What one forward pass says of its N target tokens, row by row."""
 
     logprobs: Tensor
     """`[N]` float32 log-probability of each target token."""

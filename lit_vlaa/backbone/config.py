@@ -63,6 +63,10 @@ class BackboneConfig:
         quantize: `nf4` keeps the frozen matrices of the language model's layers in 4 bits (QLoRA); needs `lora` and
             bitsandbytes. Takes least memory and time with `dtype` bfloat16.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        cache_vision: In GRPO, keep what the frozen part of the vision tower gave for a rollout's images for all passes
+            over them (up to 1 GiB a device), instead of computing it at every pass.
+        compile: Compile the decoder layers (`torch.compile`) for passes over whole sequences. The first passes take
+            minutes more; results change by rounding. Where it fails, the layers run as they are, with a warning.
         min_pixels: Smaller images are enlarged to this many pixels.
         max_pixels: Larger images are reduced to this many pixels (paper, evaluation: 256 * 32 * 32).
         logprob_chunk: Scored tokens whose logits are held at one time.
@@ -77,6 +81,8 @@ class BackboneConfig:
     lora: LoRAConfig = LoRAConfig()
     quantize: Literal["nf4"] | None = None
     gradient_checkpointing: bool = False
+    cache_vision: bool = True
+    compile: bool = False
     min_pixels: int = 56 * 56
     max_pixels: int = 256 * 32 * 32
     logprob_chunk: int = 2048

@@ -14,14 +14,16 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 
 from lit_vlaa.backbone.adapter_state import keep_adapters_alone, note_for
 from lit_vlaa.backbone.adapters import adapt, adapters_off, merged_weights
+from lit_vlaa.backbone.attention import let_pack
+from lit_vlaa.backbone.compiled import compile_layers
 from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
+from lit_vlaa.backbone.features import ImageEncoder
 from lit_vlaa.backbone.processor import Processor, load_processor, naming_path
 from lit_vlaa.backbone.weights import load_weights
-from lit_vlaa.sequences import token_scores
+from lit_vlaa.scores import gather, token_scores
 from lit_vlaa.types import ModelInputs, TokenScores
 
 _MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
-_DUMMY_PATCHES = 4
 
 
 class Backbone(nn.Module):
@@ -48,9 +50,13 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(False)
         note = note_for(model, config, init_from)
         adapt(model, config)
+        self.not_packed = let_pack(self.language_model.config)  # type: ignore[arg-type]
+        """Why packed rows cannot be scored; None where they can."""
         keep_adapters_alone(self, note)
-        self._tower_apart = False
-        self._vision_trains = any(p.requires_grad for p in self.visual.parameters())
+        self.images = ImageEncoder(model, cached=config.cache_vision)
+        self._vision_apart = False
+        if config.compile:
+            compile_layers(self.language_model)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -86,18 +92,16 @@ class Backbone(nn.Module):
         """Scores the target tokens of `inputs`.
 
         Args:
-            inputs: Right-padded rows.
+            inputs: Padded or, unless `not_packed` says why not, packed rows.
             temperature: Divides the logits, as in sampling.
             ban: Give the tokens that sampling bans no probability, as in sampling.
 
         Returns:
-            One score a target token, in row-major order.
+            One score a target token, row by row.
         """
-        predicts = torch.zeros_like(inputs.target_mask)
-        predicts[:, :-1] = inputs.target_mask[:, 1:]
         return token_scores(
-            self.hidden_states(inputs)[predicts],
-            inputs.input_ids[inputs.target_mask],
+            gather(self.hidden_states(inputs).flatten(0, 1), inputs.predictors),
+            inputs.targets,
             self.lm_head,
             temperature=temperature,
             banned=self.banned_token_ids if ban else None,
@@ -107,25 +111,25 @@ class Backbone(nn.Module):
     def hidden_states(self, inputs: ModelInputs) -> Tensor:
         """`[B, T, H]` states of the last layer, after the final norm; the heads read these."""
         embeds = self.embed(inputs)
-        output = self.language_model(inputs_embeds=embeds, position_ids=inputs.position_ids, use_cache=False)
+        options: dict[str, Any] = {}
+        if inputs.segments is not None:
+            # A mapping of masks keeps transformers from making one.
+            options = {"attention_mask": {"full_attention": None}, "segments": inputs.segments}
+        output = self.language_model(inputs_embeds=embeds, position_ids=inputs.position_ids, use_cache=False, **options)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def embed(self, inputs: ModelInputs) -> Tensor:
         """`[B, T, H]` token embeddings with image features in their places; each distinct image is encoded once."""
         embeds: Tensor = self.language_model.embed_tokens(inputs.input_ids)  # type: ignore[operator]
-        if inputs.pixel_values is not None and inputs.image_grid_thw is not None and inputs.image_slots is not None:
-            features = self._encode(inputs.pixel_values, inputs.image_grid_thw)
+        if inputs.image_slots is not None:
+            features = self.images(inputs)
             placed = torch.cat([features[slot] for slot in inputs.image_slots.tolist()])
             places = (inputs.input_ids == self.processor.image_token_id).unsqueeze(-1).expand_as(embeds)
             return embeds.masked_scatter(places, placed.to(embeds.dtype))
-        if self._tower_apart or (self._vision_trains and torch.is_grad_enabled()):
-            # Every rank must reach the tower, with images or without: gathering its shards and reducing its gradients
-            # are collective. A blank image times zero does it without changing any number.
-            vision = self.model.config.vision_config
-            values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-            blank = torch.zeros(_DUMMY_PATCHES, values, device=embeds.device)
-            grid = torch.tensor([[1, 2, 2]], device=embeds.device)
-            embeds = embeds + 0.0 * self._encode(blank, grid)[0].sum().to(embeds.dtype)
+        if self._vision_apart or (self.images.trains and torch.is_grad_enabled()):
+            # Every rank must reach what trains of the tower, with images or without: gathering its shards and reducing
+            # its gradients are collective. A blank image times zero does it without changing any number.
+            embeds = embeds + 0.0 * self.images.blank(embeds.device).sum().to(embeds.dtype)
         return embeds
 
     def without_adapters(self) -> AbstractContextManager[None]:
@@ -133,9 +137,9 @@ class Backbone(nn.Module):
         return adapters_off(self.model)
 
     def shard(self, mesh: Any, **policies: Any) -> None:
-        """Shards the parameters over `mesh` with FSDP2: each decoder layer, the vision tower, and the rest.
+        """Shards the parameters over `mesh` with FSDP2: each decoder layer, what trains of the tower, and the rest.
 
-        A frozen tower stays with the rest, so that a rank without images never waits for one with images.
+        What of the tower is frozen stays with the rest, so that a rank without images never waits for one with images.
 
         Args:
             mesh: One-dimensional device mesh.
@@ -146,9 +150,9 @@ class Backbone(nn.Module):
         options: dict[str, Any] = {"mesh": mesh, **policies}
         for layer in self.language_model.layers:  # type: ignore[union-attr]
             fully_shard(layer, **options)
-        if self._vision_trains:
-            fully_shard(self.visual, **options)
-            self._tower_apart = True
+        if self.images.trains:
+            fully_shard(self.images.trained_unit, **options)
+            self._vision_apart = True
         fully_shard(self, **options)
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -172,10 +176,6 @@ class Backbone(nn.Module):
             if frequencies is not None:
                 module._buffers["inv_freq"] = frequencies.to(self.device)
         return self
-
-    def _encode(self, pixel_values: Tensor, grid_thw: Tensor) -> tuple[Tensor, ...]:
-        output = self.model.model.get_image_features(pixel_values, grid_thw, return_dict=True)
-        return tuple(output.pooler_output)
 
     def _part(self, part: str) -> list[nn.Parameter]:
         merger = list(self.visual.merger.parameters())  # type: ignore[union-attr]

@@ -1,128 +1,292 @@
-"""The rollout engine: each image encoded once, each prompt read once a group, finished rows dropped as they end."""
+"""The rollout engine: each prompt read once, its completions decoded side by side, freed places filled from a queue."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lit_vlaa.backbone.model import Backbone
-from lit_vlaa.generation.cache import RowCache, decode_step
+from lit_vlaa.generation.cache import PROMPT_TOKENS_AT_ONCE, Capacity, Slots, capacity, capacity_within
+from lit_vlaa.generation.decoder import Extent, decode_step, read_prompts
+from lit_vlaa.generation.graphs import StepGraphs, rounded
 from lit_vlaa.generation.protocol import RolloutKey
 from lit_vlaa.generation.sampling import sample_tokens, uniforms
-from lit_vlaa.sequences import assemble
+from lit_vlaa.generation.scheduler import Admitted, Row, Scheduler
+from lit_vlaa.generation.weights import DecoderWeights, decoder_weights
+from lit_vlaa.sequences import assemble, micro_batch_count, split_contiguous
 from lit_vlaa.types import Completion, Prompt, SamplingParams
 
-_KEEP_SHARE = 0.8
-"""Rows are compacted when fewer than this share of them are unfinished."""
+_REFILL_SHARE = 0.125
+"""Freed slots are filled once they are this share of all: prompts are read faster together."""
 
-_SYNC_EVERY = 8
+_KEEP_SHARE = 0.8
+"""With an empty queue, rows are moved together when fewer than this share of those computed go on."""
+
+_LOOK_EVERY = 8
 """Steps between looks at which rows ended, on devices where a look waits for all queued work."""
+
+_log = logging.getLogger(__name__)
 
 
 class CachedGenerator:
-    """Batched decoding over a key-value cache, with the policy's own weights (implements `Generator`)."""
+    """Continuous batching over a key-value cache, with the policy's own weights (implements `Generator`)."""
 
-    def __init__(self, *, max_rows: int = 256) -> None:
-        """Sets the memory budget.
+    def __init__(
+        self,
+        *,
+        max_rows: int = 256,
+        memory_gb: float | None = None,
+        cuda_graphs: bool = True,
+        merge_adapters: bool = False,
+        dequantize: bool = False,
+    ) -> None:
+        """Sets what a rollout may take.
 
         Args:
-            max_rows: Completions decoded at one time; more prompts wait for their turn. Memory grows with it.
+            max_rows: Most completions decoded at one time; the others wait for one to end. Memory grows with it.
+            memory_gb: GiB for keys and values; so many of `max_rows` are decoded at one time as fit into it. Null for
+                no such limit.
+            cuda_graphs: Replay decoding steps on a GPU as CUDA graphs, which takes the launching of kernels off the
+                CPU.
+            merge_adapters: Add adapters to copies of their weights for the length of a rollout, which takes the
+                memory of these weights once more (in mixed precision there is a copy anyway). Exact in float32; half
+                precision rounds off what is below 1/256 of a weight, and with it much of a young adapter.
+            dequantize: Dequantise weights of 4 bits once a rollout instead of at every step, which takes the memory
+                of the dense language model for its length. Changes no number.
 
         Raises:
-            ValueError: If it is not positive.
+            ValueError: If a limit is not positive.
         """
         if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+            raise ValueError(f"--model.generator.max_rows must be at least 1, got {max_rows}")
+        if memory_gb is not None and not memory_gb > 0:
+            raise ValueError(f"--model.generator.memory_gb must be positive, got {memory_gb}")
         self.max_rows = max_rows
+        self.memory_gb = memory_gb
+        self.cuda_graphs = cuda_graphs
+        self.merge_adapters = merge_adapters
+        self.dequantize = dequantize
+        self._graphs = StepGraphs()
 
     @torch.no_grad()
     def generate(
         self, backbone: Backbone, prompts: Sequence[Prompt], *, group_size: int, params: SamplingParams, key: RolloutKey
     ) -> list[list[Completion]]:
         """Samples `group_size` completions for each prompt (see `Generator`)."""
-        order = sorted(range(len(prompts)), key=lambda index: prompts[index].input_ids.numel())
-        per_pass = max(1, self.max_rows // group_size)
-        results: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(order), per_pass):
-            part = order[start : start + per_pass]
-            completions = self._decode(backbone, [prompts[index] for index in part], group_size, params, key)
-            for index, group in zip(part, completions, strict=True):
-                results[index] = group
-        return results
-
-    def _decode(
-        self, backbone: Backbone, prompts: list[Prompt], group_size: int, params: SamplingParams, key: RolloutKey
-    ) -> list[list[Completion]]:
-        device = backbone.device
-        limit = params.max_new_tokens
-        total = len(prompts) * group_size
-        hidden, cache = _prefill(backbone, prompts, group_size, limit)
-        noise = torch.stack(
-            [uniforms(key, prompt.record.id, sample, limit) for prompt in prompts for sample in range(group_size)]
-        ).to(device)
-        positions = torch.tensor([prompt.next_position for prompt in prompts], device=device)
-        positions = positions.repeat_interleave(group_size)
-        stops = torch.tensor(backbone.processor.stop_token_ids, device=device)
-        rows = torch.arange(total, device=device)
-        tokens_out = torch.zeros(total, limit, dtype=torch.long, device=device)
-        logprobs_out = torch.zeros(total, limit, device=device)
-        counts = torch.full((total,), limit, device=device)
-        ended = torch.zeros(total, dtype=torch.bool, device=device)
-        look_every = 1 if device.type == "cpu" else _SYNC_EVERY
-        for step in range(limit):
-            tokens, logprobs = sample_tokens(
-                backbone.lm_head(hidden), noise[rows, step], params, backbone.banned_token_ids
-            )
-            tokens_out[rows, step] = tokens
-            logprobs_out[rows, step] = logprobs
-            stop_now = torch.isin(tokens, stops) & ~ended[rows]
-            counts[rows] = torch.where(stop_now, step + 1, counts[rows])
-            ended[rows] |= stop_now
-            if step + 1 == limit:
-                break
-            if (step + 1) % look_every == 0:
-                going = (~ended[rows]).nonzero().squeeze(-1)
-                if going.numel() == 0:
-                    break
-                if going.numel() < _KEEP_SHARE * rows.numel():
-                    cache.keep(going)
-                    rows, tokens, positions = rows[going], tokens[going], positions[going]
-            hidden = decode_step(backbone.language_model, cache, tokens, positions)
-            positions = positions + 1
-        return _collect(tokens_out, logprobs_out, counts, ended, group_size)
-
-
-def _prefill(backbone: Backbone, prompts: list[Prompt], copies: int, room: int) -> tuple[Tensor, RowCache]:
-    empty = torch.empty(0, dtype=torch.long)
-    pad = backbone.processor.pad_token_id
-    inputs = assemble([(prompt, empty) for prompt in prompts], pad_token_id=pad, device=backbone.device)
-    state: Any = DynamicCache()
-    output = backbone.language_model(
-        inputs_embeds=backbone.embed(inputs),
-        position_ids=inputs.position_ids,
-        past_key_values=state,
-        use_cache=True,
-    )
-    lengths = torch.tensor([prompt.input_ids.numel() for prompt in prompts], device=backbone.device)
-    last = output.last_hidden_state[torch.arange(len(prompts), device=backbone.device), lengths - 1]
-    layers = [(layer.keys, layer.values) for layer in state.layers]
-    return last.repeat_interleave(copies, dim=0), RowCache.from_prefill(layers, lengths, copies=copies, room=room)
-
-
-def _collect(
-    tokens: Tensor, logprobs: Tensor, counts: Tensor, ended: Tensor, group_size: int
-) -> list[list[Completion]]:
-    tokens, logprobs = tokens.cpu(), logprobs.cpu()
-    flat = [
-        Completion(
-            token_ids=tokens[row, :count].clone(),
-            logprobs=logprobs[row, :count].clone(),
-            finish="stop" if stopped else "length",
+        if not prompts:
+            return []
+        weights = decoder_weights(
+            backbone.language_model, merge_adapters=self.merge_adapters, dequantize=self.dequantize
         )
-        for row, (count, stopped) in enumerate(zip(counts.tolist(), ended.tolist(), strict=True))
-    ]
-    return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        longest = max(prompt.input_ids.numel() for prompt in prompts)
+        slots = Slots.empty(
+            self._capacity(weights, len(prompts), group_size, longest, params.max_new_tokens),
+            weights,
+            group_size=group_size,
+            prompt_tokens=longest,
+            new_tokens=params.max_new_tokens,
+        )
+        graphs = self._graphs if self._may_capture(weights, slots) else None
+        return _Rollout(
+            backbone, weights, slots, graphs, prompts=prompts, group_size=group_size, params=params, key=key
+        ).run()
+
+    def _capacity(
+        self, weights: DecoderWeights, prompts: int, group_size: int, prompt_tokens: int, new_tokens: int
+    ) -> Capacity:
+        if self.memory_gb is None:
+            return capacity(prompts, group_size, self.max_rows)
+        numbers = 2 * len(weights.layers) * weights.key_value_heads * weights.head_size
+        return capacity_within(
+            int(self.memory_gb * 2**30),
+            prompts=prompts,
+            group_size=group_size,
+            max_rows=self.max_rows,
+            token_bytes=numbers * weights.dtype.itemsize,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+        )
+
+    def _may_capture(self, weights: DecoderWeights, slots: Slots) -> bool:
+        if not self.cuda_graphs or slots.token.device.type != "cuda":
+            return False
+        if weights.packed:
+            if not self._graphs.failed:
+                _log.info("no CUDA graphs: weights of 4 bits are dequantised at every step; see dequantize")
+            self._graphs.failed = True
+            return False
+        self._graphs.begin(weights, slots)
+        return not self._graphs.failed
+
+
+class _Rollout:
+    """One call of the engine."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        weights: DecoderWeights,
+        slots: Slots,
+        graphs: StepGraphs | None,
+        *,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        params: SamplingParams,
+        key: RolloutKey,
+    ) -> None:
+        self.backbone, self.weights, self.slots, self.graphs = backbone, weights, slots, graphs
+        self.prompts, self.group_size, self.params, self.key = prompts, group_size, params, key
+        self.device = slots.token.device
+        self.sizes = [prompt.input_ids.numel() for prompt in prompts]
+        # Longest first: neighbours are alike, so that little padding is read, and what is read only shrinks.
+        order = sorted(range(len(prompts)), key=lambda index: -self.sizes[index])
+        rows, held = slots.token.shape[0], slots.prompt_bias.shape[0]
+        self.scheduler = Scheduler(order, group_size, Capacity(rows, held))
+        self.stops = torch.tensor(backbone.processor.stop_token_ids, device=self.device)
+        self.each = torch.arange(rows, device=self.device)
+        self.results: list[list[Completion | None]] = [[None] * group_size for _ in prompts]
+        self.members = group_size
+        self.rows = self.held = 0
+        """Row and prompt slots up to the last one that was in use when rows last came or moved."""
+        self.steps = 0
+
+    def run(self) -> list[list[Completion]]:
+        """Everything; gives the completions by prompt and sample."""
+        scheduler = self.scheduler
+        look_every = _look_every(self.device)
+        self._admit()
+        while scheduler.live:
+            self._draw(self.rows)
+            self.steps += 1
+            if self.steps % look_every == 0 or scheduler.longest(self.steps) >= self.params.max_new_tokens:
+                self._harvest()
+            if scheduler.live:
+                self._decode()
+            self._rearrange()
+        return [[completion for completion in group if completion is not None] for group in self.results]
+
+    def _rearrange(self) -> None:
+        """Fills freed slots, or moves the rows together, where that pays."""
+        scheduler = self.scheduler
+        if scheduler.queue:
+            if scheduler.free >= _REFILL_SHARE * scheduler.size.rows or not scheduler.live:
+                self._admit()
+        elif 0 < scheduler.live < _KEEP_SHARE * self.rows:
+            row_moves, prompt_moves = scheduler.compact()
+            self.slots.move_rows(row_moves, scheduler.longest(self.steps))
+            self.slots.move_prompts(prompt_moves)
+            self._seat()
+
+    def _admit(self) -> None:
+        admitted = self.scheduler.admit(self.steps)
+        if not admitted.rows:
+            return
+        self._read(admitted.prompts)
+        self._start(admitted)
+        self._seat()
+
+    def _read(self, admitted: list[tuple[int, int]]) -> None:
+        """Reads new prompts, a bounded number of tokens at a time."""
+        if not admitted:
+            return
+        lengths = [self.sizes[prompt] for prompt, _ in admitted]
+        empty = torch.empty(0, dtype=torch.long)
+        pad = self.backbone.processor.pad_token_id
+        for part in split_contiguous(lengths, micro_batch_count(lengths, PROMPT_TOKENS_AT_ONCE)):
+            chosen = [admitted[index] for index in part]
+            rows = [(self.prompts[prompt], empty) for prompt, _ in chosen]
+            inputs = assemble(rows, pad_token_id=pad, device=self.device)
+            read_prompts(
+                self.weights,
+                self.slots,
+                self.backbone.embed(inputs),
+                positions=inputs.position_ids,
+                lengths=self._tensor([self.sizes[prompt] for prompt, _ in chosen]),
+                where=self._tensor([slot for _, slot in chosen]),
+            )
+
+    def _start(self, admitted: Admitted) -> None:
+        """Sets new rows to the end of their prompts."""
+        slots, limit = self.slots, self.params.max_new_tokens
+        where = self._tensor([slot for _, slot, _ in admitted.rows])
+        slots.hidden[where] = slots.prompt_hidden[self._tensor([prompt for _, _, prompt in admitted.rows])]
+        slots.start[where] = self._tensor([self.prompts[row.prompt].next_position for row, _, _ in admitted.rows])
+        noise = [
+            uniforms(self.key, self.prompts[row.prompt].record.id, row.sample, limit) for row, _, _ in admitted.rows
+        ]
+        slots.noise[where] = torch.stack(noise).to(self.device)
+        slots.count[where] = 0
+        slots.done[where] = False
+
+    def _seat(self) -> None:
+        """Tells the slots which rows share a prompt."""
+        self.rows, self.held = self.scheduler.used_rows, self.scheduler.used_prompts
+        members = self.scheduler.members()
+        # A GPU replays steps of fixed shapes; elsewhere fewer members are less work.
+        self.members = self.group_size if self.graphs is not None else max(map(len, members))
+        flat = [row for rows in members for row in (*rows, *[0] * (self.members - len(rows)))]
+        seats = [0] * self.rows
+        for prompt, rows in enumerate(members):
+            for place, row in enumerate(rows):
+                seats[row] = prompt * self.members + place
+        # Rounded extents reach beyond what is in use, where nothing may point at slots that they leave out.
+        for buffer, values in ((self.slots.members, flat), (self.slots.seat, seats)):
+            buffer[: len(values)] = self._tensor(values)
+            buffer[len(values) :] = 0
+
+    def _draw(self, rows: int) -> None:
+        """Draws a token for each of the first `rows` slots, for those of finished rows to no effect."""
+        slots, limit = self.slots, self.params.max_new_tokens
+        count, done = slots.count[:rows], slots.done[:rows]
+        place = count.masked_fill(done, limit)[:, None]
+        uniform = slots.noise[:rows].gather(1, place.clamp(max=limit - 1)).squeeze(1)
+        logits = self.backbone.lm_head(slots.hidden[:rows])
+        tokens, logprobs = sample_tokens(logits, uniform, self.params, self.backbone.banned_token_ids)
+        slots.tokens[:rows].scatter_(1, place, tokens[:, None])
+        slots.logprobs[:rows].scatter_(1, place, logprobs[:, None])
+        slots.token[:rows] = tokens
+        count += ~done
+        done |= (tokens[:, None] == self.stops).any(1) | (count == limit)
+
+    def _decode(self) -> None:
+        scheduler = self.scheduler
+        extent = Extent(
+            rows=self.rows,
+            prompts=self.held,
+            members=self.members,
+            prompt_tokens=max(self.sizes[prompt] for prompt in scheduler.prompts),
+            new_tokens=scheduler.longest(self.steps),
+        )
+        if self.graphs is None:
+            decode_step(self.weights, self.slots, extent)
+        else:
+            self.graphs.step(self.weights, self.slots, rounded(extent, self.slots, self.group_size))
+
+    def _harvest(self) -> None:
+        """Takes the completions that ended, and frees their slots."""
+        done = self.slots.done[: self.rows].tolist()
+        ended = [slot for slot in self.scheduler.rows if done[slot]]
+        if not ended:
+            return
+        where = self._tensor(ended)
+        counts = self.slots.count[where].tolist()
+        tokens, logprobs = (kept[where, : max(counts)].cpu() for kept in (self.slots.tokens, self.slots.logprobs))
+        stops = self.backbone.processor.stop_token_ids
+        for slot, count, own_tokens, own_logprobs in zip(ended, counts, tokens, logprobs, strict=True):
+            row: Row = self.scheduler.rows[slot]
+            self.results[row.prompt][row.sample] = Completion(
+                token_ids=own_tokens[:count].clone(),
+                logprobs=own_logprobs[:count].clone(),
+                finish="stop" if int(own_tokens[count - 1]) in stops else "length",
+            )
+        self.scheduler.release(ended)
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _look_every(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else _LOOK_EVERY

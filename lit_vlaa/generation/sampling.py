@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_vlaa.generation.protocol import RolloutKey
-from lit_vlaa.sequences import scale_logits
+from lit_vlaa.scores import scale_logits
 from lit_vlaa.types import SamplingParams
 
 
@@ -40,16 +40,24 @@ def sample_tokens(
         `[R]` token ids, and `[R]` float32 log-probabilities under temperature and bans, before top-k and top-p.
     """
     scaled = scale_logits(logits, temperature=params.temperature or 1.0, banned=banned)
-    log_z = torch.logsumexp(scaled, dim=-1)
+    highest = scaled.amax(-1, keepdim=True)
+    weights = torch.exp(scaled - highest)
+    cumulative = weights.cumsum(-1)
+    log_z = highest + cumulative[:, -1:].log()
     if params.temperature == 0:
-        tokens = scaled.argmax(-1)
+        tokens = scaled.argmax(-1, keepdim=True)
     else:
-        probabilities = torch.exp(_truncate(scaled, params) - log_z[:, None])
-        cumulative = probabilities.cumsum(-1)
+        if params.top_k or params.top_p < 1:
+            weights = torch.exp(_truncate(scaled, params) - highest)
+            cumulative = weights.cumsum(-1)
+        # The first sum that reaches a positive threshold belongs to a token that made it grow.
         threshold = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
-        # The second condition keeps rounding in a parallel sum from picking a token without probability.
-        tokens = ((cumulative > threshold) & (probabilities > 0)).to(torch.uint8).argmax(-1)
-    return tokens, scaled.gather(-1, tokens[:, None]).squeeze(-1) - log_z
+        threshold = threshold.clamp(min=torch.finfo(cumulative.dtype).tiny)
+        tokens = torch.searchsorted(cumulative, threshold).clamp(max=logits.shape[-1] - 1)
+        if logits.device.type != "cpu":
+            # There a sum in parallel may grow by rounding at a token without probability.
+            tokens = torch.where(weights.gather(-1, tokens) > 0, tokens, scaled.argmax(-1, keepdim=True))
+    return tokens.squeeze(-1), (scaled.gather(-1, tokens) - log_z).squeeze(-1)
 
 
 def _truncate(scaled: Tensor, params: SamplingParams) -> Tensor:

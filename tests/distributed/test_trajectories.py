@@ -49,6 +49,20 @@ def test_two_ranks_equal_one(single: tuple[str, dict[str, Any]], strategy: str) 
         assert_same_path(expected, outcome)
 
 
+def test_every_layout_of_a_pass_gives_the_same_path_on_two_ranks(single: tuple[str, dict[str, Any]]) -> None:
+    """One rank packs or, in GRPO, shares prompts; two ranks do so too above, and here the other layouts."""
+    kind, expected = single
+    runs = {
+        f"{strategy} {batching}": {"kind": kind, "strategy": strategy, "devices": 2, "batching": batching, **SMALL}
+        for strategy in ("ddp", "fsdp2")
+        for batching in ("padded", *(["packed"] if kind == "grpo" else []))
+    }
+    whole = {name: {**run, "lora": None} for name, run in runs.items()}
+    for outcome in run_ranks("helpers.adapted:run_all", runs=whole):
+        for name in runs:
+            assert_same_path(expected, outcome[name])
+
+
 @pytest.mark.parametrize("freeze", [["vision"], ["vision", "merger"]])
 def test_frozen_towers_shard_too(freeze: list[str]) -> None:
     options: dict[str, Any] = {"backbone": {"freeze": freeze}, "kind": "grpo"}

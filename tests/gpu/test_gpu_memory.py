@@ -36,7 +36,7 @@ def on_gpu(backbone: Any) -> tuple[Any, int]:
 def there(inputs: ModelInputs) -> ModelInputs:
     """The same inputs on the GPU."""
     tensors: dict[str, Any] = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
-    tensors = {name: value if value is None else value.to("cuda") for name, value in tensors.items()}
+    tensors = {name: value.to("cuda") if torch.is_tensor(value) else value for name, value in tensors.items()}
     return ModelInputs(**tensors)
 
 

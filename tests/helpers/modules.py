@@ -211,3 +211,8 @@ def fit(module: PolicyModule, data: InMemoryData, *, save: str = "", **trainer_o
         value = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
         weights[name] = [float(value.detach().double().sum()), float(value.detach().double().norm())]
     return {"logged": logged, "rates": rates, "weights": weights, "steps": trainer.global_step}
+
+
+def train_all(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Several trainings in a row in the same processes."""
+    return {name: train(**run) for name, run in runs.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from lit_vlaa import environment
 from lit_vlaa.cli import main
 from lit_vlaa.doctor import knobs
 from lit_vlaa.environment import Finding
-from lit_vlaa.memory import Rollouts, Run, estimate, peak
+from lit_vlaa.memory import Run, estimate, peak
+from lit_vlaa.rollout_memory import Rollouts
 from unit.test_memory import SHAPE, THREE, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +25,7 @@ GRPO = f"--config={ROOT}/configs/grpo.yaml"
 SFT = f"--config={ROOT}/configs/sft.yaml"
 EIGHT = f"--config={ROOT}/configs/trainer/eight_gpus.yaml"
 TINY = f"--config={ROOT}/configs/quickstart/grpo.yaml"
+GIVEN = Rollouts(rows=128, group_size=4, new_tokens=800, prompts=64)
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def test_the_papers_run_is_read_from_its_configuration(seen: list[Run], capsys: 
     assert described.backbone.gradient_checkpointing
     assert (described.tokens, described.optimizer, described.reference) == (8192, "adamw", "copy")
     # 512 prompts on eight ranks make 64 of four completions, of which 128 rows are decoded at one time.
-    assert described.rollouts == Rollouts(rows=128, group_size=4, new_tokens=800)
+    assert described.rollouts == GIVEN
     # 256 * 32 * 32 pixels are 334 tokens of 28 * 28.
     assert described.prompt_tokens == 334 + 256
     printed = capsys.readouterr().out
@@ -79,9 +82,18 @@ def test_the_papers_run_is_read_from_its_configuration(seen: list[Run], capsys: 
         (["--model.reference=cpu"], "reference", "cpu"),
         (["--model.kl={coefficient: 0}"], "reference", "none"),
         (["--model.backbone.lora.rank=8"], "reference", "adapter"),
-        (["--model.generator.max_rows=8"], "rollouts", Rollouts(rows=8, group_size=4, new_tokens=800)),
-        (["--model.generator=null"], "rollouts", Rollouts(rows=256, group_size=4, new_tokens=800)),
-        (["--data.batch_size=8"], "rollouts", Rollouts(rows=4, group_size=4, new_tokens=800)),
+        (["--model.generator.max_rows=8"], "rollouts", Rollouts(rows=8, group_size=4, new_tokens=800, prompts=64)),
+        (["--model.generator=null"], "rollouts", Rollouts(rows=256, group_size=4, new_tokens=800, prompts=64)),
+        (
+            # 36864 bytes a token in bfloat16, 18204 tokens; 20 rows of 800 and 15 prompts of 100 are 17500,
+            # 21 and 18 would be 18600.
+            ["--model.generator.memory_gb=0.625", "--prompt_tokens=100"],
+            "rollouts",
+            Rollouts(rows=20, group_size=4, new_tokens=800, prompts=64),
+        ),
+        (["--model.generator.merge_adapters=true"], "rollouts", replace(GIVEN, merge_adapters=True)),
+        (["--model.generator.dequantize=true"], "rollouts", replace(GIVEN, dequantize=True)),
+        (["--data.batch_size=8"], "rollouts", Rollouts(rows=4, group_size=4, new_tokens=800, prompts=1)),
     ],
 )
 def test_flags_are_those_of_fit(words: list[str], field: str, value: Any, seen: list[Run]) -> None:
@@ -122,7 +134,7 @@ def test_remedies_add_up(seen: list[Run], capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_every_remedy_saves_memory_somewhere() -> None:
-    rollouts = Rollouts(rows=256, group_size=4, new_tokens=800)
+    rollouts = Rollouts(rows=256, group_size=4, new_tokens=1600, prompts=64)
     runs = [
         run(THREE, tokens=16384, ranks=8, strategy="ddp", rollouts=rollouts, reference="copy"),
         run(THREE, tokens=100, rollouts=rollouts),

@@ -37,6 +37,7 @@ SHARED = {
     "optim",
     "init_from",
     "max_grad_norm",
+    "batching",
     "max_tokens_per_micro_batch",
     "sampling",
     "generator",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,11 +23,11 @@ from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.backbone.adapters import adapt
 from lit_vlaa.backbone.config import LoRAConfig
 from lit_vlaa.backbone.released import model_config, released_config
-from lit_vlaa.generation.engine import _prefill
+from lit_vlaa.generation.cache import Slots, capacity
+from lit_vlaa.generation.weights import decoder_weights
 from lit_vlaa.memory import (
     OVERHEAD,
     Part,
-    Rollouts,
     Run,
     decoder,
     estimate,
@@ -39,7 +40,8 @@ from lit_vlaa.memory import (
     weight_bytes,
 )
 from lit_vlaa.optim import OptimConfig, build_optimizer
-from lit_vlaa.sequences import token_scores
+from lit_vlaa.rollout_memory import Rollouts
+from lit_vlaa.scores import token_scores
 
 ADAPTERS: dict[str, Any] = {"lora": LoRAConfig(**LORA)}  # type: ignore[arg-type]
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -269,7 +271,7 @@ VOCABULARY = 2000
 
 
 def logits_peak(tokens: int, chunk: int, *, training: bool) -> float:
-    """The peak of scoring `tokens`, in float32 logits of one chunk."""
+    """The peak of scoring `tokens` in bytes."""
     hidden = torch.zeros(tokens, 16, requires_grad=training)
     head = torch.zeros(VOCABULARY, 16)
     targets = torch.zeros(tokens, dtype=torch.long)
@@ -277,15 +279,21 @@ def logits_peak(tokens: int, chunk: int, *, training: bool) -> float:
         scores = token_scores(hidden, targets, lambda h: h @ head.T, banned=torch.tensor([3]), chunk_size=chunk)
         if training:
             scores.logprobs.sum().backward()
-    return memory.peak / (4 * VOCABULARY * chunk)
+    return memory.peak
 
 
-def test_logits_are_never_there_for_all_tokens() -> None:
-    for training, copies in ((True, activations.LOGITS_TRAINING), (False, activations.LOGITS_SCORING)):
+@pytest.mark.parametrize("block", [64, 8, 4])
+def test_logits_are_never_there_for_all_tokens(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_vlaa.scores._CACHED_NUMBERS", block * VOCABULARY)
+    monkeypatch.setattr("lit_vlaa.activations.GPU_NUMBERS", block * VOCABULARY)
+    shape = Decoder(layers=1, hidden=16, intermediate=16, key_value=16, vocabulary=VOCABULARY)
+    for tokens, chunk in ((64, 64), (64, 8), (256, 8)):
         # The rest are states and scores of a few numbers a token.
-        assert logits_peak(64, 64, training=training) == pytest.approx(copies, rel=0.01)
-        assert logits_peak(64, 8, training=training) == pytest.approx(copies, rel=0.03)
-        assert logits_peak(256, 8, training=training) == pytest.approx(copies, rel=0.08)
+        few = 4 * 4 * 16 * tokens + 2**14
+        expected = activations.logits_bytes(shape, tokens=chunk, training=True)
+        assert expected <= logits_peak(tokens, chunk, training=True) <= expected + few
+        without = expected - 4 * VOCABULARY * chunk  # no gradient
+        assert without <= logits_peak(tokens, chunk, training=False) <= without + few
 
 
 def test_the_head_sees_a_chunk_at_a_time() -> None:
@@ -301,18 +309,44 @@ def test_the_head_sees_a_chunk_at_a_time() -> None:
 def test_the_cache_of_a_rollout_is_exact() -> None:
     backbone = tiny_backbone().eval()
     prompts = mixed_prompts(backbone)
-    with torch.no_grad():
-        _, cache = _prefill(backbone, prompts, 3, 10)
-    actual = sum(t.numel() * t.element_size() for t in (*cache.keys, *cache.values))
     longest = max(prompt.input_ids.numel() for prompt in prompts)
-    rollouts = Rollouts(rows=3 * len(prompts), group_size=3, new_tokens=10)
+    weights = decoder_weights(backbone.language_model, merge_adapters=False, dequantize=False)
+    size = capacity(len(prompts), 3, 7)
+    slots = Slots.empty(size, weights, group_size=3, prompt_tokens=longest, new_tokens=10)
+    caches = (*slots.keys, *slots.values, *slots.prompt_keys, *slots.prompt_values)
+    actual = sum(cache.numel() * cache.element_size() for cache in caches)
+    rollouts = Rollouts(rows=7, group_size=3, new_tokens=10, prompts=len(prompts))
     described = run(backbone.config, rollouts=rollouts, prompt_tokens=longest)
     assert sizes(estimate(described, model_config(backbone.config)))["key-value cache"] == actual
 
 
+@pytest.mark.parametrize("name", ["lora", "half lora", "nf4"])
+@pytest.mark.parametrize("option", ["merge_adapters", "dequantize"])
+def test_copies_of_weights_for_a_rollout_are_exact(name: str, option: str) -> None:
+    backbone = tiny_backbone(**BACKBONES[name])
+    asked: dict[str, bool] = {"merge_adapters": False, "dequantize": False, option: True}
+    weights = decoder_weights(backbone.language_model, **asked)
+    own = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
+    new = [tensor for tensor in weights.tensors() if tensor.untyped_storage().data_ptr() not in own]
+    rollouts = Rollouts(rows=4, group_size=2, new_tokens=10, prompts=4, **asked)
+    parts = sizes(estimate(run(backbone.config, rollouts=rollouts), model_config(backbone.config)))
+    assert parts.get("dense copies of weights", 0) == sum(t.numel() * t.element_size() for t in new)
+    assert bool(new) == (option == "merge_adapters" or name == "nf4")
+
+
+def test_prompts_are_read_a_bounded_number_of_tokens_at_a_time() -> None:
+    few, many = (
+        sizes(estimate(run(THREE, rollouts=replace(ROLLOUTS, prompts=n), prompt_tokens=1000), SHAPE)) for n in (4, 64)
+    )
+    # Eight thousand tokens at most: 4 prompts of 1000, and 8192 of 48 that are held.
+    assert many["reading the prompts"] / few["reading the prompts"] == pytest.approx(8192 / 4000)
+    # 64 rows of 800 tokens and 3 * 64 / 4 prompts of 1000; 16 rows and 4 prompts.
+    assert many["key-value cache"] / few["key-value cache"] == pytest.approx((51200 + 48000) / (12800 + 4000))
+
+
 THREE = BackboneConfig(path="Qwen/Qwen2.5-VL-3B-Instruct")
 SHAPE = model_config(THREE)
-ROLLOUTS = Rollouts(rows=64, group_size=4, new_tokens=800)
+ROLLOUTS = Rollouts(rows=64, group_size=4, new_tokens=800, prompts=64)
 
 
 def test_shards_take_their_share() -> None:

@@ -94,7 +94,7 @@ def test_rows_follow_the_prompts(prompts: list[Prompt]) -> None:
     prompt, tokens = rollout.row(6)
     assert prompt is prompts[1]
     assert tokens.tolist() == [10, 11, 12]
-    assert rollout.length(6) == prompts[1].input_ids.numel() + 3
+    assert rollout.size(6) == (prompts[1].input_ids.numel(), 3, 1)
 
 
 def test_groups_for_readers(prompts: list[Prompt]) -> None:

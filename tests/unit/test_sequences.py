@@ -1,4 +1,4 @@
-"""Rows, micro-batches and token scores against hand-written values and plain PyTorch."""
+"""Rows and micro-batches against hand-written values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from lit_vlaa.sequences import (
     assemble,
     micro_batch_count,
     mrope_positions,
-    scale_logits,
     split_contiguous,
-    token_scores,
     unflatten,
 )
 
@@ -96,31 +94,3 @@ def test_unflatten_puts_values_in_their_places_and_keeps_gradients() -> None:
     (placed * torch.tensor([[9.0, 4, 5], [6, 9, 9]])).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [4, 5, 6]
-
-
-@pytest.mark.parametrize("chunk_size", [3, 100])
-def test_token_scores_equal_plain_log_softmax(chunk_size: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(10, 8, generator=generator, requires_grad=True)
-    weight = torch.randn(20, 8, generator=generator, requires_grad=True)
-    targets = torch.randint(0, 18, (10,), generator=generator)
-    banned = torch.tensor([18, 19])
-    scores = token_scores(
-        hidden, targets, lambda h: h @ weight.T, temperature=0.8, banned=banned, chunk_size=chunk_size
-    )
-    grads = torch.autograd.grad(scores.logprobs.sum(), (hidden, weight))
-
-    logits = (hidden @ weight.T / 0.8).index_fill(1, banned, -torch.inf)
-    expected = torch.distributions.Categorical(logits=logits[:, :18])
-    reference = expected.log_prob(targets)
-    reference_grads = torch.autograd.grad(reference.sum(), (hidden, weight))
-    torch.testing.assert_close(scores.logprobs, reference)
-    torch.testing.assert_close(scores.entropy, expected.entropy())
-    assert scores.correct.equal(logits.argmax(1) == targets)
-    for grad, reference_grad in zip(grads, reference_grads, strict=True):
-        torch.testing.assert_close(grad, reference_grad)
-
-
-def test_banned_tokens_get_no_probability() -> None:
-    scaled = scale_logits(torch.tensor([[0.0, 100.0]]), temperature=1.0, banned=torch.tensor([1]))
-    assert torch.softmax(scaled, -1).tolist() == [[1.0, 0.0]]
