@@ -77,6 +77,7 @@ class GRPOModule(RewardedModule):
         old_logprobs: Literal["learner", "sampler"] = "learner",
         max_grad_norm: float = 1.0,
         max_tokens_per_micro_batch: int = 8192,
+        max_skipped_steps: int = 10,
         seed: int | None = None,
     ) -> None:
         """Keeps the settings; models are built when the strategy is known.
@@ -106,6 +107,8 @@ class GRPOModule(RewardedModule):
                 before the update, or the sampler's own numbers (one pass less; exact only in float32).
             max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
             max_tokens_per_micro_batch: Padded tokens in one forward and backward pass on one device.
+            max_skipped_steps: Optimiser steps in a row that are left out for a gradient that is not finite, before the
+                run saves a checkpoint and stops.
             seed: Seed of the rollouts; null takes `--seed_everything`.
 
         Raises:
@@ -117,6 +120,7 @@ class GRPOModule(RewardedModule):
             init_from=init_from,
             max_grad_norm=max_grad_norm,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            max_skipped_steps=max_skipped_steps,
             sampling=sampling,
             generator=generator,
             seed=seed,
@@ -180,7 +184,9 @@ class GRPOModule(RewardedModule):
             ValueError: If the run started from other weights; the message says what to give.
         """
         super().on_load_checkpoint(checkpoint)
-        self._left = checkpoint.get(_UNFINISHED)
+        self._left = checkpoint.get(_UNFINISHED) if self.trainer.training else None
+        if self._left is not None:
+            self._shape.check(self._left)
         self.guard.load_state(checkpoint.get(_SCORES, {}))
         if self.kl.target is not None:
             self.kl_coefficient.value = checkpoint.get(_COEFFICIENT, self.kl_coefficient.value)
@@ -203,7 +209,10 @@ class GRPOModule(RewardedModule):
         tokens = sum(completion.token_ids.numel() for completion in rollout.completions)
         total_tokens = float(self.sum_over_ranks(torch.tensor(float(tokens))))
         values = rollout_means(rollout, self.guard.kinds).reduce(self.sum_over_ranks)
-        values |= work.means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
+        values |= work.means.reduce(self.sum_over_ranks)
+        done = self.unfinished is None
+        if done:  # one that `max_steps` cut short is finished by the run that goes on
+            values |= self.guard.note(rollout.results, self.sum_over_ranks)
         if experience.reference is not None:
             values["policy/kl_coefficient"] = self.kl_coefficient.value
         metrics = {
@@ -216,12 +225,12 @@ class GRPOModule(RewardedModule):
             **{f"time/{phase}": value for phase, value in seconds.items()},
             "time/step": sum(value for phase, value in seconds.items() if phase != "reward"),
         }
-        if "policy/kl" in values and self.unfinished is None:
+        if "policy/kl" in values and done:
             completions = self.group_size * self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
             self.kl_coefficient.update(values["policy/kl"], completions)
         self.log_train(metrics)
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
-        return {"rollout": rollout.groups()}
+        return {"rollout": rollout.groups()} if done else {}
 
     def _begin(self, prompts: Sequence[Prompt]) -> UnfinishedRollout:
         """A new rollout, or the one that the interrupted run left."""
@@ -296,6 +305,9 @@ class GRPOModule(RewardedModule):
         if not sequences:
             return 0.0  # nothing to learn from; a step on no gradient would still move weights by momentum and decay
 
+        # A step that ends the run is taken again by the one that goes on: its numbers count once it is done.
+        own = RankMeans(_POLICY_MEANS)
+
         def loss_of(part: range) -> Tensor:
             chosen = [rows[index] for index in part]
             inputs, scores = self._forward(self.backbone, rollout, chosen)
@@ -316,12 +328,14 @@ class GRPOModule(RewardedModule):
                 totals=Totals(sequences=sequences, tokens=tokens),
                 limit=self.sampling.max_new_tokens,
             )
-            means.add("policy/entropy", scores.entropy.sum(), scores.entropy.numel())
+            own.add("policy/entropy", scores.entropy.sum(), scores.entropy.numel())
             for name, (total, weight) in stats.items():
-                means.add(name, total, weight)
+                own.add(name, total, weight)
             return loss
 
-        return self.take_step([rollout.length(row) for row in rows], loss_of)
+        norm = self.take_step([rollout.length(row) for row in rows], loss_of)
+        means.merge(own)
+        return norm
 
     def _forward(self, score: Score, sampled: Sampled, rows: Sequence[int]) -> tuple[Any, Any]:
         inputs = assemble(

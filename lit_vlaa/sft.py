@@ -39,6 +39,7 @@ class SFTModule(PolicyModule):
         init_from: str | None = None,
         max_grad_norm: float = 1.0,
         max_tokens_per_micro_batch: int = 8192,
+        max_skipped_steps: int = 10,
         sampling: SamplingParams = SamplingParams(max_new_tokens=800, temperature=0.0),
         generator: Generator | None = None,
         seed: int | None = None,
@@ -52,6 +53,8 @@ class SFTModule(PolicyModule):
                 trust.
             max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
             max_tokens_per_micro_batch: Padded tokens in one forward and backward pass on one device.
+            max_skipped_steps: Optimiser steps in a row that are left out for a gradient that is not finite, before the
+                run saves a checkpoint and stops.
             sampling: How `predict` writes answers.
             generator: Engine that `predict` writes answers with; null takes the cached one.
             seed: Seed of sampling; null takes `--seed_everything`.
@@ -62,6 +65,7 @@ class SFTModule(PolicyModule):
             init_from=init_from,
             max_grad_norm=max_grad_norm,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            max_skipped_steps=max_skipped_steps,
             sampling=sampling,
             generator=generator,
             seed=seed,
