@@ -6,6 +6,9 @@ all ranks ask each other at places where they stand alike: before a batch, betwe
 before a validation batch. What lies between two such places (an optimiser step, a rollout, a validation batch) must
 fit the time that is left until SIGKILL; torchrun, told to go itself, leaves 30 seconds.
 
+Schedulers signal every process of a job. A data loader's workers must outlive that, or the run dies with them before it
+has saved: `datamodules.workers.outlive_sigterm` as their `worker_init_fn` sees to it.
+
 Without SLURM the checkpoint is `checkpoints/preempted.ckpt` in the log folder. On SLURM it is `hpc_ckpt_<n>.ckpt` in
 `--trainer.default_root_dir`, where Lightning looks when the same job starts again, and the requeue signal (SIGUSR1)
 requeues the job as by Lightning, though only at such a place. The exit code is 143, as of a process that SIGTERM
@@ -43,7 +46,6 @@ class Preemption(Callback):
         """Notes no signal before training begins: until then there is nothing to lose."""
         self._noted: set[int] = set()
         self._earlier: dict[int, Any] = {}
-        self._mask: set[Any] | None = None
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Begins to listen."""
@@ -88,31 +90,24 @@ class Preemption(Callback):
         self._be_deaf()
 
     def _listen(self, trainer: Trainer) -> None:
-        if self._mask is not None or threading.current_thread() is not threading.main_thread():
+        if self._earlier or threading.current_thread() is not threading.main_thread():
             return
         numbers = {signal.SIGTERM}
         if (slurm := _slurm(trainer)) is not None and slurm.requeue_signal is not None:
             numbers.add(slurm.requeue_signal)
         self._noted.clear()
         self._earlier = {number: signal.signal(number, self._note) for number in numbers}
-        # Schedulers signal every process of a job. Those that this one starts, such as a data loader's workers, inherit
-        # that the signals are held back; without it they would die and take the run with them before it has saved.
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
     def _be_deaf(self) -> None:
-        if self._mask is None:
-            return
-        # One that is pending now is noted rather than left to the handlers that come back.
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
-        self._mask, self._earlier = None, {}
+        self._earlier = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._noted.add(number)
 
     def _stop_if_told(self, trainer: Trainer) -> None:
-        told = self._noted | (signal.sigpending() & set(self._earlier))
+        told = self._noted
         decide = trainer.strategy.reduce_boolean_decision
         if not decide(bool(told), all=False):
             return

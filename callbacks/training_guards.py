@@ -74,6 +74,8 @@ class TrainingGuards(Callback):
         Raises:
             RunStoppedError: If a guard with `action: stop` spoke; a checkpoint is saved first.
         """
+        if getattr(pl_module, "unfinished", None) is not None:
+            return  # the run that goes on finishes this rollout, and looks at it then
         # Lightning's own record of them is complete only after the callbacks.
         metrics: dict[str, float] = getattr(pl_module, "latest", {})
         reasons = []

@@ -22,6 +22,7 @@ from datamodules.records import OnBadRecord, Split
 from datamodules.sampler import EpochSampler, ResumableLoader, StridedSampler
 from datamodules.sources import SOURCE_NAMES, check_names
 from datamodules.table import RecordTable
+from datamodules.workers import outlive_sigterm
 from lit_vlaa.prompts import PromptConfig
 from lit_vlaa.protocols import ChatProcessor
 from lit_vlaa.types import KINDS, Kind, Record
@@ -243,6 +244,7 @@ class VLAAThinkingDataModule(LightningDataModule):
             # A rollout's images take gigabytes and its step minutes: one batch a worker ahead is plenty.
             prefetch_factor=1 if self.split == "grpo" and self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_sigterm,
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
@@ -271,6 +273,7 @@ class VLAAThinkingDataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),
+            worker_init_fn=outlive_sigterm,
         )
 
     def _split_training_file(self) -> dict[Part, Rows]:

@@ -8,7 +8,10 @@ keeps no square of the length, as flash and memory-efficient kernels do.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 from lit_vlaa.scores import GPU_NUMBERS
 
@@ -61,6 +64,36 @@ class Tower(NamedTuple):
     """Numbers of a patch's pixels."""
 
 
+def decoder(config: PretrainedConfig) -> Decoder:
+    """Shape of the language model."""
+    text: Any = config.get_text_config()
+    return Decoder(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        key_value=text.num_key_value_heads * text.hidden_size // text.num_attention_heads,
+        vocabulary=text.vocab_size,
+    )
+
+
+def tower(config: PretrainedConfig) -> Tower:
+    """Shape of the vision tower; Qwen2-VL and Qwen2.5-VL name its sizes differently."""
+    vision: Any = config.vision_config
+    hidden = getattr(vision, "embed_dim", None) or vision.hidden_size
+    return Tower(
+        blocks=vision.depth,
+        hidden=hidden,
+        intermediate=getattr(vision, "intermediate_size", None) or int(hidden * vision.mlp_ratio),
+        patch=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+    )
+
+
+def image_tokens(config: PretrainedConfig, max_pixels: int) -> int:
+    """Tokens of the largest image."""
+    vision: Any = config.vision_config
+    return int(max_pixels // (vision.patch_size * vision.spatial_merge_size) ** 2)
+
+
 def decoder_bytes(shape: Decoder, *, kind: Kind, mode: Mode, checkpointing: bool) -> int:
     """Bytes a token at the peak of the backward pass, without the logits.
 
@@ -99,6 +132,6 @@ def cache_bytes(shape: Decoder, *, kind: Kind) -> int:
     return 2 * shape.layers * shape.key_value * COMPUTE[kind]
 
 
-def reading_bytes(shape: Decoder, *, kind: Kind) -> int:
-    """Bytes a token while a prompt is read: one layer's numbers, none of which are kept."""
+def passing_bytes(shape: Decoder, *, kind: Kind) -> int:
+    """Bytes a token of a pass without gradients: one layer's numbers, none of which are kept."""
     return (3 * shape.intermediate + 6 * shape.hidden) * COMPUTE[kind]

@@ -1,19 +1,16 @@
 """Checkpoints on disk: written whole or not at all, checked before they are read, and found again after a crash.
 
-A checkpoint is a file, or a folder where `fsdp2_sharded` wrote it. Either is written beside its place under a hidden
-name (`.NAME.part`), brought to the disk and renamed; what a killed run leaves of one is never taken for a checkpoint. A
-folder cannot take another's place in one step: for an instant the old one is called `NAME.replaced.ckpt`.
+A checkpoint is a file, or a folder where `fsdp2_sharded` wrote it. What a killed run leaves of one has another name
+(`whole_files`) and is never taken for a checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
 from lit_vlaa.optimizer_states import numbered
+from lit_vlaa.parallel import gather_objects
+from lit_vlaa.whole_files import hidden, put_in_place, remove, remove_leftovers, replacing, sync_folder
 
 SHARDED_METADATA = "meta.pt"
 """The file that marks a folder as a sharded checkpoint of Lightning's."""
@@ -33,6 +32,9 @@ MODULE = "module"
 
 _PARTS = "parts"
 """Key of a sharded folder's files in its metadata: for each name its bytes and their CRC-32."""
+
+_OPTIMIZERS = "optimizers"
+"""Key of the number of optimisers whose states a sharded folder holds, in its metadata."""
 
 _CHUNK = 2**22
 
@@ -51,7 +53,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with replacing(Path(path)) as part:
+        path = Path(path)
+        remove_leftovers(path.parent)
+        with replacing(path) as part:
             _write(checkpoint, part)
 
     def load_checkpoint(
@@ -70,25 +74,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if fault := problem(path):
             raise ValueError(f"{path} {fault}")
         if is_sharded_checkpoint(path):
-            return _read_sharded(path)
+            return _as_file(path)
         return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a hidden path beside `path` to write to, and puts what is there at the end in the place of `path`.
-
-    After an error `path` is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
-    _remove(part)
-    try:
-        yield part
-    except BaseException:
-        _remove(part)
-        raise
-    _put_in_place(part, path)
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -105,22 +92,22 @@ def save_sharded(checkpoint: dict[str, Any], path: Path) -> None:
     """
     from torch.distributed.checkpoint.state_dict_saver import save  # noqa: PLC0415  # slow to import
 
-    rank, part = distributed.get_rank(), _part(path)
+    rank, part = distributed.get_rank(), hidden(path)
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)
+        remove_leftovers(path.parent)
+        remove(part)
         part.mkdir()
     states = {"state_dict": checkpoint.pop("state_dict")}
-    states |= {f"optimizer_{index}": state for index, state in enumerate(checkpoint.pop("optimizer_states", []))}
+    optimizers = checkpoint.pop("optimizer_states", [])
+    states |= {f"optimizer_{index}": state for index, state in enumerate(optimizers)}
     save(states, checkpoint_id=part)  # the ranks agree on a plan first, so that rank 0 has made the folder
     own = [*part.glob(f"__{rank}_*"), *([part / ".metadata"] if rank == 0 else [])]
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, {file.name: [file.stat().st_size, _crc(file)] for file in own})
+    sums = gather_objects({file.name: [file.stat().st_size, _crc(file)] for file in own})
     if rank == 0:
-        _write(
-            {**checkpoint, _PARTS: {name: value for some in parts for name, value in some.items()}}, part / "meta.pt"
-        )
-        _put_in_place(part, path)
+        parts = {name: value for some in sums for name, value in some.items()}
+        _write({**checkpoint, _PARTS: parts, _OPTIMIZERS: len(optimizers)}, part / SHARDED_METADATA)
+        put_in_place(part, path)
 
 
 def problem(path: Path) -> str:
@@ -147,7 +134,7 @@ def _problem(path: Path, _state: tuple[Any, ...]) -> str:
         fault = _archive_problem(path / SHARDED_METADATA if path.is_dir() else path)
         return fault or (_parts_problem(path) if path.is_dir() else "")
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        return f"cannot be read: {' '.join(str(error).split())[:200]}"
+        return f"cannot be read: {_short(error)}"
 
 
 def _parts_problem(path: Path) -> str:
@@ -160,12 +147,48 @@ def _parts_problem(path: Path) -> str:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, with tensors that stay on the disk until they are looked at; no shards."""
+    """What a checkpoint holds, with tensors that stay on the disk until they are looked at; no shards.
+
+    Raises:
+        ValueError: If it holds something else; the message is the end of a sentence on the path.
+    """
     file = path / SHARDED_METADATA if path.is_dir() else path
-    stored: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        stored: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # another program's file, of which PyTorch may say anything
+        raise ValueError(f"cannot be read as tensors and plain values: {_short(error)}") from error
     if not isinstance(stored, dict):
-        raise ValueError("it holds no training run")  # noqa: TRY004  # a fault of the file, not of the caller
+        raise ValueError("holds no training run")  # noqa: TRY004  # a fault of the file, not of the caller
     return stored
+
+
+def read_shards(path: Path, wanted: Callable[[str], bool]) -> dict[str, Any]:
+    """Reads from a sharded folder into main memory; its index is a pickle, which can run code.
+
+    Args:
+        path: The folder.
+        wanted: Chooses by names such as `state_dict.a.weight` and `optimizer_0.state.a.weight.exp_avg`.
+
+    Returns:
+        What was chosen, nested as it was saved: `state_dict` and `optimizer_0`, `optimizer_1` and so on.
+    """
+    from torch.distributed.checkpoint._nested_dict import unflatten_state_dict  # noqa: PLC0415  # slow to import
+    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
+    from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
+
+    reader = FileSystemReader(path)
+    metadata = reader.read_metadata()
+    flat: dict[str, Any] = {
+        name: torch.empty(item.size, dtype=item.properties.dtype) if isinstance(item, TensorStorageMetadata) else None
+        for name, item in metadata.state_dict_metadata.items()
+        if wanted(name)
+    }
+    if not flat:
+        return {}
+    load(flat, storage_reader=reader, no_dist=True)
+    nested: dict[str, Any] = unflatten_state_dict(flat, metadata.planner_data)
+    return nested
 
 
 def newest(folders: Iterable[Path], module: str) -> tuple[Path | None, list[str]]:
@@ -185,41 +208,37 @@ def newest(folders: Iterable[Path], module: str) -> tuple[Path | None, list[str]
         for path in folder.rglob("*.ckpt")
         if path.is_file() or is_sharded_checkpoint(path)
     }
-    passed_over = []
-    for path in sorted(found.values(), key=_written, reverse=True):
-        if fault := problem(path):
+    passed_over, written = [], []
+    for path in found.values():
+        try:
+            written.append(((path / SHARDED_METADATA if path.is_dir() else path).stat().st_mtime_ns, path))
+        except OSError as error:
+            passed_over.append(f"{path} {_vanished(error)}")
+    for _, path in sorted(written, reverse=True):
+        try:
+            fault = problem(path)
+            stored = {} if fault else header(path)
+        except OSError as error:
+            fault = _vanished(error)
+        except ValueError as error:
+            fault = str(error)
+        if fault:
             passed_over.append(f"{path} {fault}")
-            continue
-        stored = header(path)
-        whole = path.is_dir() or "optimizer_states" in stored
-        if whole and "loops" in stored and stored.get(MODULE, module) == module:
+        elif (
+            (stored.get("optimizer_states") or stored.get(_OPTIMIZERS))
+            and "loops" in stored
+            and stored.get(MODULE, module) == module
+        ):
             return path, passed_over
     return None, passed_over
 
 
-def _written(path: Path) -> int:
-    return (path / SHARDED_METADATA if path.is_dir() else path).stat().st_mtime_ns
+def _vanished(error: OSError) -> str:
+    return "was removed meanwhile" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _put_in_place(part: Path, path: Path) -> None:
-    aside = path.with_name(f"{path.stem}.replaced{path.suffix}")
-    if path.exists() and (path.is_dir() or part.is_dir()):
-        _remove(aside)
-        path.rename(aside)
-    part.replace(path)
-    _sync_folder(path.parent)
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
@@ -227,17 +246,7 @@ def _write(content: dict[str, Any], path: Path) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Brings a folder's entries to the disk, where its file system can be asked to."""
-    with suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    sync_folder(path.parent)
 
 
 def _archive_problem(path: Path) -> str:
@@ -260,22 +269,13 @@ def _crc(path: Path) -> int:
     return value
 
 
-def _read_sharded(path: Path) -> dict[str, Any]:
+def _as_file(path: Path) -> dict[str, Any]:
     """A sharded folder in the form of a file, for strategies without shards; all of it in main memory."""
-    from torch.distributed.checkpoint._nested_dict import unflatten_state_dict  # noqa: PLC0415  # slow to import
-    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
-    from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
-
-    reader = FileSystemReader(path)
-    metadata = reader.read_metadata()
-    flat: dict[str, Any] = {
-        name: torch.empty(item.size, dtype=item.properties.dtype) if isinstance(item, TensorStorageMetadata) else None
-        for name, item in metadata.state_dict_metadata.items()
-    }
-    load(flat, storage_reader=reader, no_dist=True)
-    nested: dict[str, Any] = unflatten_state_dict(flat, metadata.planner_data)
-    rest = torch.load(path / SHARDED_METADATA, map_location="cpu", weights_only=True)
-    rest.pop(_PARTS, None)
-    optimizers = [numbered(nested[f"optimizer_{index}"]) for index in range(len(nested) - 1)]
-    return {**rest, "state_dict": nested["state_dict"], "optimizer_states": optimizers}
+    content: dict[str, Any] = torch.load(path / SHARDED_METADATA, map_location="cpu", weights_only=True)
+    content.pop(_PARTS, None)
+    content.pop(_OPTIMIZERS, None)
+    shards = read_shards(path, lambda _: True)
+    content["state_dict"] = shards.pop("state_dict")
+    if shards:
+        content["optimizer_states"] = [numbered(shards[f"optimizer_{index}"]) for index in range(len(shards))]
+    return content

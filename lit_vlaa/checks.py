@@ -6,6 +6,7 @@ PyTorch and Lightning are imported only where a check needs them, so that the sm
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,9 @@ _ALIASES = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mi
 
 _KEYWORD_CHECKPOINTS = ("best", "last", "hpc")
 """Values of `--ckpt_path` that stand for a path: `last_checkpoint` finds the last, Lightning the others."""
+
+_LAST = "LIT_VLAA_LAST_CHECKPOINT"
+"""Environment variable by which ranks that Lightning starts take the checkpoint that the first one found."""
 
 _NO_MODEL = (
     "no model is given: add --model lit_vlaa.sft.SFTModule or --model lit_vlaa.grpo.GRPOModule, "
@@ -224,8 +228,8 @@ def _trainer_flags(trainer: Mapping[str, Any]) -> Iterator[str]:
 def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
     """Finds what `--ckpt_path last` means, and says so.
 
-    It is the newest checkpoint below `--trainer.default_root_dir`, or below a folder that a callback saves to, that can
-    be read and was written by a run of the same module; a signal's and those of SLURM's requeuing count too.
+    It is the newest checkpoint below `--trainer.default_root_dir`, or below a folder that a callback or a logger saves
+    to, that can be read and was written by a run of the same module; a signal's and those of SLURM's requeuing count.
 
     Args:
         config: The parsed configuration of one command.
@@ -240,13 +244,17 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
     from lightning_utilities.core.rank_zero import rank_zero_info  # noqa: PLC0415 (see the module's docstring)
 
     from lit_vlaa.checkpoints import newest  # noqa: PLC0415
+    from lit_vlaa.whole_files import remove_leftovers  # noqa: PLC0415
 
-    callbacks = config["trainer"]["callbacks"] or []
-    settings = [entry.get("init_args") or {} for entry in (callbacks if isinstance(callbacks, list) else [callbacks])]
+    if _LAST in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":  # found by the process that started this one
+        return os.environ[_LAST] or None
     folders = [
         config["trainer"]["default_root_dir"] or ".",
-        *(own["dirpath"] for own in settings if own.get("dirpath")),
+        *_given(config["trainer"]["callbacks"], "dirpath"),
+        *_given(config["trainer"]["logger"], "save_dir"),
     ]
+    for folder in map(Path, folders) if command == "fit" else ():
+        remove_leftovers(folder, below=True)
     path, passed_over = newest(map(Path, folders), config["model"]["class_path"].rpartition(".")[2])
     if path is None and (passed_over or command != "fit"):
         raise UsageError(
@@ -255,7 +263,15 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
     for fault in passed_over:
         rank_zero_info(f"--ckpt_path last: passed over, since {fault}")
     rank_zero_info(f"--ckpt_path last: {path or f'none below {folders[0]} yet, the run starts at its beginning'}")
+    os.environ[_LAST] = "" if path is None else str(path)
     return None if path is None else str(path)
+
+
+def _given(parsed: Any, name: str) -> list[str]:
+    """What the classes of `--trainer.callbacks` or `--trainer.logger` are given as their argument `name`."""
+    entries = parsed if isinstance(parsed, list) else [parsed]
+    settings = [entry.get("init_args") or {} for entry in entries if isinstance(entry, Mapping)]
+    return [str(own[name]) for own in settings if own.get(name)]
 
 
 def _checkpoint(path: Any) -> Iterator[str]:

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers import PretrainedConfig
 
+from lit_vlaa.activations import decoder, image_tokens, passing_bytes
 from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
 from lit_vlaa.backbone.released import model_config
 from lit_vlaa.checks import UsageError, find_problems, one_line
 from lit_vlaa.environment import gpu_bytes, look
 from lit_vlaa.generation import CachedGenerator
 from lit_vlaa.lightning_cli import VLAACLI
-from lit_vlaa.memory import OVERHEAD, PHASES, Run, decoder, estimate, image_tokens, peak, phase_bytes, tensors_of
+from lit_vlaa.memory import (
+    OVERHEAD,
+    PHASES,
+    RewardModel,
+    Run,
+    estimate,
+    peak,
+    phase_bytes,
+    pinned_bytes,
+    tensors_of,
+    weight_bytes,
+)
+from lit_vlaa.reference import Reference
+from lit_vlaa.remedies import Remedies, check
 from lit_vlaa.rollout_memory import Rollouts
 from lit_vlaa.strategies import map_strategy_name
 
 _TEXT_TOKENS = 256
 """Of a typical prompt beside its image, with the system prompt."""
+
+_BUILT_ON = {"Skywork-VL-Reward-7B": "Qwen/Qwen2.5-VL-7B-Instruct"}
+"""Released models whose shape reward models have."""
 
 
 class _Parsed(VLAACLI):
@@ -45,13 +63,6 @@ class _Parsed(VLAACLI):
         """Nothing is run."""
 
 
-class Knob(NamedTuple):
-    """A flag that may save memory."""
-
-    flag: str
-    turn: Callable[[Run], Run]
-
-
 def run(words: Sequence[str]) -> int:
     """Reports on the environment and, where a run is described, on its memory.
 
@@ -59,7 +70,8 @@ def run(words: Sequence[str]) -> int:
         words: Flags of this tool and those of `lit-vlaa fit`.
 
     Returns:
-        0 if runs work here and the one described fits, else 1.
+        0 if runs work here, `fit` would start the one described, and it fits; else 1. Without a GPU to see, nor
+        `--memory_gb`, anything fits.
     """
     parser = argparse.ArgumentParser(
         prog="lit-vlaa doctor",
@@ -81,14 +93,15 @@ def run(words: Sequence[str]) -> int:
     # Lightning warns of arguments that it is given beside those of the process.
     sys.argv = [sys.argv[0], "fit", *rest]
     config: Any = _Parsed().config["fit"]
-    for problem in find_problems(config):
+    problems = find_problems(config)
+    for problem in problems:
         _say(f"as it stands, fit would refuse: {problem}")
     memory = gpu_bytes() if own.memory_gb is None else int(own.memory_gb * 2**30)
     try:
         described, shape = run_of(config, own.prompt_tokens)
     except ValueError as error:
         raise UsageError([str(error)]) from error
-    return max(int(fatal), report_memory(described, shape, memory))
+    return max(int(fatal or bool(problems)), report_memory(described, shape, memory))
 
 
 def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple[Run, PretrainedConfig]:
@@ -99,7 +112,7 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
         prompt_tokens: Of a typical row; None assumes the largest image.
 
     Raises:
-        ValueError: If the model cannot be found.
+        ValueError: If a model cannot be found, or `fit` would refuse the settings.
     """
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
     backbone = _backbone(model["backbone"])
@@ -122,9 +135,9 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
             **{name: options[name] for name in ("merge_adapters", "dequantize") if name in options},
         )
     reference = "none"
-    if group is not None and model["kl"]["coefficient"] > 0:
-        automatic = "adapter" if backbone.adapters is not None else "copy"
-        reference = automatic if model["reference"] == "auto" else model["reference"]
+    if group is not None:
+        Reference(model["reference"], backbone, None)  # refuses what it cannot do, even where it is not needed
+        reference = model["reference"] if model["kl"]["coefficient"] > 0 else "none"
     described = Run(
         backbone=backbone,
         optimizer=model["optim"]["optimizer"],
@@ -133,10 +146,12 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
         ranks=ranks,
         mixed=str(trainer["precision"]) in {"bf16-mixed", "bf16"},
         tokens=model["max_tokens_per_micro_batch"],
-        prompt_tokens=prompt_tokens or image_tokens(shape, backbone) + _TEXT_TOKENS,
+        prompt_tokens=prompt_tokens or image_tokens(shape, backbone.max_pixels) + _TEXT_TOKENS,
         rollouts=rollouts,
         reference=reference,  # type: ignore[arg-type]  # as parsed
+        reward=_reward_model(model.get("scorer")),
     )
+    check(described)
     if rollouts is None or options.get("memory_gb") is None:
         return described, shape
     most = int(options["memory_gb"] * 2**30)
@@ -175,76 +190,22 @@ def report_memory(described: Run, shape: PretrainedConfig, memory: int | None) -
     fits = most <= memory
     _say(f"peak {_gib(most).strip()} of {_gib(memory).strip()} GiB: " + ("it fits" if fits else "it does not fit"))
     if not fits:
-        _report_knobs(described, shape, memory)
+        _report_remedies(Remedies(described, shape), most, memory)
     return int(not fits)
 
 
-def knobs(described: Run) -> Iterator[Knob]:
-    """Flags that this run does not use yet and that may save memory, first those that change no number."""
-    backbone = described.backbone
-    if not backbone.gradient_checkpointing:
-        yield Knob("--model.backbone.gradient_checkpointing true", lambda r: _with(r, gradient_checkpointing=True))
-    if described.tokens > 2048:
-        half = described.tokens // 2
-        yield Knob(f"--model.max_tokens_per_micro_batch {half}", lambda r: replace(r, tokens=half))
-    if backbone.logprob_chunk > 512:
-        yield Knob("--model.backbone.logprob_chunk 512", lambda r: _with(r, logprob_chunk=512))
-    if described.rollouts is not None and described.rollouts.rows > 4 * described.rollouts.group_size:
-        fewer = replace(described.rollouts, rows=described.rollouts.rows // 4)
-        yield Knob(
-            f"--model.generator lit_vlaa.generation.CachedGenerator --model.generator.max_rows {fewer.rows}",
-            lambda r: replace(r, rollouts=fewer),
-        )
-    if described.reference == "copy":
-        yield Knob("--model.reference cpu", lambda r: replace(r, reference="cpu"))
-    if described.strategy != "fsdp2" and described.ranks > 1:
-        yield Knob("--trainer.strategy fsdp2", lambda r: replace(r, strategy="fsdp2", optimizer="adamw"))
-    if not described.cpu_offload:
-        yield Knob(
-            "--trainer.strategy fsdp2_offload",
-            lambda r: replace(r, strategy="fsdp2", cpu_offload=True, optimizer="adamw"),
-        )
-    if described.strategy != "fsdp2" and described.optimizer == "adamw":
-        yield Knob("--model.optim.optimizer adamw_8bit", lambda r: replace(r, optimizer="adamw_8bit"))
-    if backbone.adapters is None:
-        yield Knob("--model.backbone.lora.rank 16", _adapted)
-    if backbone.quantize is None:
-        yield Knob(
-            "--model.backbone.lora.rank 16 --model.backbone.quantize nf4 --model.backbone.dtype bfloat16",
-            lambda r: _with(_adapted(r), quantize="nf4", dtype="bfloat16"),
-        )
-
-
-def _report_knobs(described: Run, shape: PretrainedConfig, memory: int) -> None:
-    found = [(peak(estimate(knob.turn(described), shape)), knob) for knob in knobs(described)]
-    before = peak(estimate(described, shape))
+def _report_remedies(found: Remedies, before: int, memory: int) -> None:
     _say("what each of these alone would make of the peak:")
-    for size, knob in found:
-        if size < before:
-            _say(f"  {_gib(size)}  {knob.flag}" + ("  <- fits" if size <= memory else ""))
-    if any(size <= memory for size, _ in found):
-        return
-    together = described
-    flags: list[str] = []
-    for _, knob in found:
-        turned = knob.turn(together)
-        if peak(estimate(turned, shape)) < peak(estimate(together, shape)):
-            together, flags = turned, [*flags, knob.flag]
-        if (size := peak(estimate(together, shape))) <= memory:
-            _say(f"  {_gib(size)}  together: {' '.join(flags)}  <- fits")
-            return
-    _say("  no combination of these fits: use more GPUs, or a smaller model")
-
-
-def _adapted(described: Run) -> Run:
-    lora = described.backbone.adapters or LoRAConfig(rank=16)
-    freeze = tuple(part for part in described.backbone.freeze if part not in lora.parts)
-    reference = "none" if described.reference == "none" else "adapter"
-    return replace(_with(described, lora=lora, freeze=freeze), reference=reference)  # type: ignore[arg-type]
-
-
-def _with(described: Run, **settings: Any) -> Run:
-    return replace(described, backbone=replace(described.backbone, **settings))
+    for knob in found.knobs:
+        size = found.peak_with((knob,))
+        if size is not None and size < before:
+            _say(f"  {_gib(size)}  {knob.flags}" + ("  <- fits" if size <= memory else ""))
+    best = found.best(memory)
+    if best is None:
+        _say("  no combination of these fits: use more GPUs, or a smaller model")
+    elif len(best) > 1:
+        together = found.peak_with(best)
+        _say(f"  {_gib(together or 0)}  together: {' '.join(knob.flags for knob in best)}  <- fits")
 
 
 def _backbone(parsed: Namespace) -> BackboneConfig:
@@ -253,6 +214,28 @@ def _backbone(parsed: Namespace) -> BackboneConfig:
     lora: dict[str, Any] = values.pop("lora")
     lora |= {name: tuple(lora[name]) for name in ("parts", "targets")}
     return BackboneConfig(**values, lora=LoRAConfig(**lora))
+
+
+def _reward_model(scorer: Namespace | None) -> RewardModel | None:
+    if scorer is None or not scorer["class_path"].endswith(".RewardModelScorer"):
+        return None
+    given = scorer["init_args"]
+    path = given["path"]
+    name = _BUILT_ON.get(path.rstrip("/").rpartition("/")[2], path) if not Path(path).is_dir() else path
+    backbone = BackboneConfig(path=name, revision=given["revision"], dtype=given["dtype"])
+    try:
+        shape = model_config(backbone)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--model.backbone.", "--model.scorer.init_args.")) from error
+    sizes = [weight_bytes(tensor, 1) for tensor in tensors_of(shape, backbone) if "lm_head" not in tensor.name]
+    sizes += [4 * decoder(shape).hidden, 4]  # the value head's
+    activations = passing_bytes(decoder(shape), kind="float32" if given["dtype"] == "float32" else "bfloat16")
+    return RewardModel(
+        weights=sum(sizes),
+        pinned=pinned_bytes(sizes),
+        activations=given["max_tokens_per_batch"] * activations,
+        offload=given["offload"],
+    )
 
 
 def _strategy(parsed: Any) -> tuple[str, bool]:

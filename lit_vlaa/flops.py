@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from transformers import PretrainedConfig
 
-from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig, Part
+from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
+from lit_vlaa.parts import Part
 
 _PIXELS, _HEAD = "patch_embed", "lm_head"
 """Matrices that never have adapters."""

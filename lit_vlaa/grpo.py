@@ -23,7 +23,6 @@ from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.kl import ESTIMATORS, AdaptiveCoefficient
 from lit_vlaa.metrics import RankMeans, timed
 from lit_vlaa.micro_batches import Batching
-from lit_vlaa.objective import Scored, Totals, grpo_objective
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
 from lit_vlaa.reference import Reference, ReferenceKind, Score
@@ -40,14 +39,13 @@ from lit_vlaa.rollout import (
     rollout_means,
     with_advantages,
 )
-from lit_vlaa.sequences import unflatten
 from lit_vlaa.types import Kind, Prompt, PromptBatch, RewardResult, SamplingParams, TokenScores
 from lit_vlaa.unfinished import RolloutShape, UnfinishedRollout, take_up
+from lit_vlaa.update import STEP_MEANS, UpdateStep
 
 _SCORES = "reference_scores"
 _COEFFICIENT = "kl_coefficient"
 _UNFINISHED = "unfinished_rollout"
-_POLICY_MEANS = ("policy/loss", "policy/kl", "policy/clipped", "policy/ratio", "policy/entropy", "policy/sampler_gap")
 
 
 class GRPOModule(RewardedModule):
@@ -79,6 +77,7 @@ class GRPOModule(RewardedModule):
         max_grad_norm: float = 1.0,
         batching: Batching = "shared",
         max_tokens_per_micro_batch: int = 8192,
+        max_skipped_steps: int = 10,
         seed: int | None = None,
     ) -> None:
         """Keeps the settings; models are built when the strategy is known.
@@ -112,6 +111,8 @@ class GRPOModule(RewardedModule):
                 (`padded`). The numbers are the same up to rounding.
             max_tokens_per_micro_batch: Tokens in one forward and backward pass on one device, padding included. Under
                 `shared` a prompt's completions stay together where they fit.
+            max_skipped_steps: Optimiser steps in a row that are left out for a gradient that is not finite, before the
+                run saves a checkpoint and stops.
             seed: Seed of the rollouts; null takes `--seed_everything`.
 
         Raises:
@@ -124,6 +125,7 @@ class GRPOModule(RewardedModule):
             max_grad_norm=max_grad_norm,
             batching=batching,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            max_skipped_steps=max_skipped_steps,
             sampling=sampling,
             generator=generator,
             seed=seed,
@@ -187,7 +189,9 @@ class GRPOModule(RewardedModule):
             ValueError: If the run started from other weights; the message says what to give.
         """
         super().on_load_checkpoint(checkpoint)
-        self._left = checkpoint.get(_UNFINISHED)
+        self._left = checkpoint.get(_UNFINISHED) if self.trainer.training else None
+        if self._left is not None:
+            self._shape.check(self._left)
         self.guard.load_state(checkpoint.get(_SCORES, {}))
         if self.kl.target is not None:
             self.kl_coefficient.value = checkpoint.get(_COEFFICIENT, self.kl_coefficient.value)
@@ -214,7 +218,10 @@ class GRPOModule(RewardedModule):
         tokens = sum(completion.token_ids.numel() for completion in rollout.completions)
         total_tokens = float(self.sum_over_ranks(torch.tensor(float(tokens))))
         values = rollout_means(rollout, self.guard.kinds).reduce(self.sum_over_ranks)
-        values |= work.means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
+        values |= work.means.reduce(self.sum_over_ranks)
+        done = self.unfinished is None
+        if done:  # one that `max_steps` cut short is finished by the run that goes on
+            values |= self.guard.note(rollout.results, self.sum_over_ranks)
         if experience.reference is not None:
             values["policy/kl_coefficient"] = self.kl_coefficient.value
         metrics = {
@@ -227,17 +234,17 @@ class GRPOModule(RewardedModule):
             **{f"time/{phase}": value for phase, value in seconds.items()},
             "time/step": sum(value for phase, value in seconds.items() if phase != "reward"),
         }
-        if "policy/kl" in values and self.unfinished is None:
+        if "policy/kl" in values and done:
             completions = self.group_size * self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
             self.kl_coefficient.update(values["policy/kl"], completions)
         self.log_train(metrics)
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
-        return {"rollout": rollout.groups()}
+        return {"rollout": rollout.groups()} if done else {}
 
     def _begin(self, prompts: Sequence[Prompt]) -> UnfinishedRollout:
         """A new rollout, or the one that the interrupted run left."""
         left, self._left, self.unfinished = self._left, None, None
-        means, own = RankMeans(_POLICY_MEANS), (self.trainer.global_rank, self.trainer.world_size)
+        means, own = RankMeans(STEP_MEANS), (self.trainer.global_rank, self.trainer.world_size)
         if left is None:
             seconds: dict[str, float] = {}
             self.unfinished = UnfinishedRollout(self._collect(prompts, seconds), means, seconds)
@@ -297,43 +304,22 @@ class GRPOModule(RewardedModule):
         return self.kl_coefficient.value * divergence(sampled, old, reference, ESTIMATORS[self.kl.estimator])
 
     def _update(self, experience: Experience, rows: Sequence[int], means: RankMeans) -> float:
-        rollout = experience.rollout
-        taken = rollout.valid.flatten().clone()
-        if self.loss.mask_truncated:
-            taken &= torch.tensor([completion.finish != "length" for completion in rollout.completions])
-        lengths = torch.tensor([completion.token_ids.numel() for completion in rollout.completions])
-        counts = torch.stack([taken[list(rows)].sum(), (taken * lengths)[list(rows)].sum()]).float()
-        sequences, tokens = self.sum_over_ranks(counts).tolist()
-        if not sequences:
+        step = UpdateStep(
+            experience,
+            rows,
+            self.loss,
+            self.kl,
+            score=partial(self._forward, self.backbone, experience.rollout),
+            coefficient=self.kl_coefficient.value,
+            limit=self.sampling.max_new_tokens,
+            sum_over_ranks=self.sum_over_ranks,
+        )
+        if not step.sequences:
             return 0.0  # nothing to learn from; a step on no gradient would still move weights by momentum and decay
-
-        def loss_of(part: Sequence[int]) -> Tensor:
-            chosen = [rows[index] for index in part]
-            scores = self._forward(self.backbone, rollout, chosen)
-            mask = (torch.arange(int(lengths[chosen].max())) < lengths[chosen, None]).to(self.device)
-            place = partial(self._gathered, rows=chosen, mask=mask)
-            logprobs = unflatten(scores.logprobs, mask)
-            loss, stats = grpo_objective(
-                Scored(
-                    logprobs=logprobs,
-                    old_logprobs=logprobs.detach() if experience.old is None else place(experience.old),
-                    sampler_logprobs=place([completion.logprobs for completion in rollout.completions]),
-                    ref_logprobs=None if experience.reference is None else place(experience.reference),
-                    advantages=rollout.advantages.flatten()[chosen].to(self.device),
-                    mask=mask & taken[chosen].to(self.device)[:, None],
-                ),
-                self.loss,
-                self.kl,
-                coefficient=self.kl_coefficient.value,
-                totals=Totals(sequences=sequences, tokens=tokens),
-                limit=self.sampling.max_new_tokens,
-            )
-            means.add("policy/entropy", scores.entropy.sum(), scores.entropy.numel())
-            for name, (total, weight) in stats.items():
-                means.add(name, total, weight)
-            return loss
-
-        return self.take_step([rollout.size(row) for row in rows], loss_of)
+        norm = self.take_step(step.sizes, step.loss_of)
+        # A step that ends the run is taken again by the one that goes on: its numbers count once it is done.
+        means.merge(step.means)
+        return norm
 
     def _forward(self, score: Score, sampled: Sampled, rows: Sequence[int]) -> TokenScores:
         inputs = self.join([sampled.row(row) for row in rows])
@@ -349,6 +335,3 @@ class GRPOModule(RewardedModule):
             sizes = [sampled.size(row).completion for row in chosen]
             result |= zip(chosen, torch.split(scores.logprobs, sizes), strict=True)
         return [result[row] for row in rows]
-
-    def _gathered(self, per_row: Sequence[Tensor], rows: Sequence[int], mask: Tensor) -> Tensor:
-        return unflatten(torch.cat([per_row[row] for row in rows]).to(mask.device), mask)

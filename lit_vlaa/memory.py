@@ -4,8 +4,8 @@ Weights, gradients and optimiser states are exact. For a tensor of n numbers of 
 under `fsdp2` a share of the first dimension):
 
 - weights s b; in nf4 s / 2, and for each 64 of all n numbers a byte, for each 16384 four bytes, 1092 for tables;
-- gradients s b of what trains; `ddp` keeps its buckets, a second copy; under `fsdp2` those of the micro-batches before
-  the last wait whole, in mixed precision in float32;
+- gradients s b of what trains; `ddp` keeps its buckets, a second copy, from step to step; under `fsdp2` those of the
+  micro-batches before the last wait whole, in mixed precision in float32;
 - states 2 s b + 4; in 8 bits, for 4096 numbers or more, 2 s and for each 256 of them 8 bytes, for fewer 8 s.
 
 Activations are estimates (`lit_vlaa.activations`). What CUDA and its libraries take (`OVERHEAD`), and fragmentation,
@@ -16,25 +16,39 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from lit_vlaa import activations
-from lit_vlaa.activations import Decoder, Tower
-from lit_vlaa.backbone.adapters import adapt, is_adapter, linear_layers, part_of
+from lit_vlaa.activations import Decoder, decoder, image_tokens, tower
+from lit_vlaa.backbone.adapters import adapt, is_adapter, linear_layers
 from lit_vlaa.backbone.config import BackboneConfig
+from lit_vlaa.parts import part_of
 from lit_vlaa.rollout_memory import Rollouts, rollout_bytes
 
-Phase = Literal["always", "update", "rollout", "reference"]
+Phase = Literal["always", "update", "rollout", "reference", "reward"]
 """Parts of `always` lie beside those of one of the other phases."""
 
-PHASES: tuple[Phase, ...] = ("update", "rollout", "reference")
+PHASES: tuple[Phase, ...] = ("update", "rollout", "reference", "reward")
 
 OVERHEAD = 10**9
 """Bytes for CUDA's context, workspaces of kernels and NCCL's buffers; from experience, not measured here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """A scorer in the trainer's process: how many bytes of what."""
+
+    weights: int
+    pinned: int
+    """In page-locked memory, between calls with `offload`."""
+    activations: int
+    offload: bool
+    """Whether its weights leave the GPU after each call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +67,16 @@ class Run:
     prompt_tokens: int
     """Of a typical row, its image included."""
     rollouts: Rollouts | None
-    reference: Literal["none", "copy", "cpu", "adapter"]
+    reference: Literal["none", "auto", "copy", "cpu", "adapter"]
+    """As `--model.reference` has it; none where no divergence is measured."""
+    reward: RewardModel | None
+
+    @property
+    def kept(self) -> Literal["none", "copy", "cpu", "adapter"]:
+        """How the reference policy is kept in the end."""
+        if self.reference == "auto":
+            return "copy" if self.backbone.adapters is None else "adapter"
+        return self.reference
 
     @property
     def kind(self) -> activations.Kind:
@@ -137,14 +160,29 @@ def state_bytes(tensor: Tensor, ranks: int, optimizer: str) -> int:
     return 2 * numbers + 2 * 4 * math.ceil(numbers / 256) if numbers >= 4096 else 2 * 4 * numbers
 
 
-def estimate(run: Run, config: PretrainedConfig) -> list[Part]:
+def pinned_bytes(sizes: Sequence[int], *, most: int = 2**31) -> int:
+    """Bytes of the blocks that `lit_vlaa.backbone.offload.pack` lays tensors of these sizes into."""
+    block = min(most, 1 << (sum(sizes) + 512 * len(sizes)).bit_length())
+    total = room = used = 0
+    for size in sizes:
+        used = math.ceil(used / 512) * 512
+        if used + size > room:
+            room, used = max(block, size), 0
+            total += room
+        used += size
+    return total
+
+
+def estimate(run: Run, config: PretrainedConfig, tensors: Sequence[Tensor] | None = None) -> list[Part]:
     """The parts of a run's memory for one of its processes.
 
     Args:
         run: The settings.
         config: The model's configuration.
+        tensors: Of `tensors_of`, where they are known already.
     """
-    tensors = tensors_of(config, run.backbone)
+    if tensors is None:
+        tensors = tensors_of(config, run.backbone)
     trained = [tensor for tensor in tensors if tensor.trains]
     shards = run.ranks if run.strategy == "fsdp2" else 1
     on_gpu = not run.cpu_offload
@@ -154,22 +192,18 @@ def estimate(run: Run, config: PretrainedConfig) -> list[Part]:
     waiting = sum(tensor.numbers * (4 if run.mixed else tensor.itemsize) for tensor in trained)
     shape = decoder(config)
     chunk = min(run.backbone.logprob_chunk, run.tokens)
-    visit = weights if run.reference == "cpu" and shards == 1 else 0
     parts = [
         Part("weights", weights, "always", on_gpu),
         Part("optimiser states", states, "always", on_gpu),
-        # A copy of a model with adapters has them too; they are small.
-        Part("reference policy", weights, "always", run.reference == "copy")
-        if run.reference in {"copy", "cpu"}
-        else None,
+        Part("gradient buckets of ddp", gradients, "always") if run.strategy == "ddp" else None,
+        *_reference(run, config, tensors),
+        *_reward(run.reward),
         Part("gradients", gradients, "update", on_gpu),
-        Part("gradient buckets of ddp", gradients, "update") if run.strategy == "ddp" else None,
         Part("gradients of earlier micro-batches", waiting, "update") if shards > 1 else None,
         *_working_weights(run, tensors),
         Part("activations of a micro-batch", run.tokens * _token_bytes(run, shape, trained), "update"),
-        Part("activations of the vision tower", _patches(run, config) * _patch_bytes(run, config, trained), "update"),
+        Part("activations of the vision tower", _tower_bytes(run, config, trained), "update"),
         Part("logits of a chunk", activations.logits_bytes(shape, tokens=chunk, training=True), "update"),
-        Part("reference policy on its visit", visit, "reference"),
         *_rollout(run, shape, tensors),
     ]
     return [part for part in parts if part is not None and part.size]
@@ -185,46 +219,17 @@ def peak(parts: list[Part], *, on_gpu: bool = True) -> int:
     return max(phase_bytes(parts, phase, on_gpu=on_gpu) for phase in PHASES) + (OVERHEAD if on_gpu else 0)
 
 
-def decoder(config: PretrainedConfig) -> Decoder:
-    """Shape of the language model."""
-    text: Any = config.get_text_config()
-    return Decoder(
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        key_value=text.num_key_value_heads * text.hidden_size // text.num_attention_heads,
-        vocabulary=text.vocab_size,
-    )
-
-
-def tower(config: PretrainedConfig) -> Tower:
-    """Shape of the vision tower; Qwen2-VL and Qwen2.5-VL name its sizes differently."""
-    vision: Any = config.vision_config
-    hidden = getattr(vision, "embed_dim", None) or vision.hidden_size
-    return Tower(
-        blocks=vision.depth,
-        hidden=hidden,
-        intermediate=getattr(vision, "intermediate_size", None) or int(hidden * vision.mlp_ratio),
-        patch=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-    )
-
-
-def image_tokens(config: PretrainedConfig, backbone: BackboneConfig) -> int:
-    """Tokens of the largest image."""
-    vision: Any = config.vision_config
-    return int(backbone.max_pixels // (vision.patch_size * vision.spatial_merge_size) ** 2)
-
-
 def _token_bytes(run: Run, shape: Decoder, trained: list[Tensor]) -> int:
     language = [tensor.name for tensor in trained if part_of(tensor.name) == "language"]
     mode: activations.Mode = "lora" if any(map(is_adapter, language)) else "train" if language else "frozen"
     return activations.decoder_bytes(shape, kind=run.kind, mode=mode, checkpointing=run.backbone.gradient_checkpointing)
 
 
-def _patch_bytes(run: Run, config: PretrainedConfig, trained: list[Tensor]) -> int:
+def _tower_bytes(run: Run, config: PretrainedConfig, trained: list[Tensor]) -> int:
     trains = any(part_of(tensor.name) == "vision" for tensor in trained)
     checkpointing = run.backbone.gradient_checkpointing
-    return activations.tower_bytes(tower(config), kind=run.kind, trains=trains, checkpointing=checkpointing)
+    patch = activations.tower_bytes(tower(config), kind=run.kind, trains=trains, checkpointing=checkpointing)
+    return _patches(run, config) * patch
 
 
 def _patches(run: Run, config: PretrainedConfig) -> int:
@@ -232,30 +237,72 @@ def _patches(run: Run, config: PretrainedConfig) -> int:
     completion, group = (run.rollouts.new_tokens, run.rollouts.group_size) if run.rollouts else (0, 1)
     prompts = max(1, run.tokens // (run.prompt_tokens + group * completion))
     merge: int = config.vision_config.spatial_merge_size
-    return prompts * min(image_tokens(config, run.backbone), run.prompt_tokens) * merge**2
+    return prompts * min(image_tokens(config, run.backbone.max_pixels), run.prompt_tokens) * merge**2
 
 
-def _working_weights(run: Run, tensors: list[Tensor]) -> list[Part]:
+def _reference(run: Run, config: PretrainedConfig, tensors: Sequence[Tensor]) -> Iterator[Part]:
+    """The reference policy; a copy of a model with adapters has them too, which are small."""
+    if run.kept not in {"copy", "cpu"}:
+        return
+    sharded, visits = run.strategy == "fsdp2", run.kept == "cpu"
+    sizes = [weight_bytes(tensor, run.ranks if sharded else 1) for tensor in tensors]
+    away = visits or run.cpu_offload
+    yield Part("reference policy", pinned_bytes(sizes) if visits and not sharded else sum(sizes), "always", not away)
+    if visits and not sharded:
+        yield Part("reference policy on its visit", sum(sizes), "reference")
+    elif sharded and (run.ranks > 1 or away):
+        yield Part("layers of the reference policy", _for_a_pass(*_gathered(run, tensors), ahead=2), "reference")
+    shape = decoder(config)
+    logits = activations.logits_bytes(shape, tokens=min(run.backbone.logprob_chunk, run.tokens), training=False)
+    passing = run.tokens * activations.passing_bytes(shape, kind=run.kind)
+    yield Part("activations of the reference's pass", passing + logits, "reference")
+
+
+def _reward(model: RewardModel | None) -> Iterator[Part]:
+    if model is None:
+        return
+    yield Part("reward model", model.weights, "reward" if model.offload else "always")
+    yield Part("activations of the reward model", model.activations, "reward")
+    if model.offload:
+        yield Part("reward model between calls", model.pinned, "always", on_gpu=False)
+
+
+def _gathered(run: Run, tensors: Sequence[Tensor]) -> tuple[int, dict[str, int]]:
+    """Bytes of whole weights as FSDP2 gathers them, outside the layers and by layer."""
+    layers: defaultdict[str, int] = defaultdict(int)
+    for tensor in tensors:
+        size = tensor.itemsize if not run.mixed or tensor.four_bits else 2
+        layers[_layer(tensor.name)] += tensor.numbers * size // (2 * size if tensor.four_bits else 1)
+    return layers.pop("", 0), layers
+
+
+def _cast(tensors: Sequence[Tensor]) -> tuple[int, dict[str, int]]:
+    """Bytes of weights as autocast keeps them, outside the layers and by layer."""
+    layers: defaultdict[str, int] = defaultdict(int)
+    tied = not any(tensor.name.startswith("lm_head") for tensor in tensors)
+    for tensor in tensors:
+        if _converted(tensor, tied=tied):
+            layers[_layer(tensor.name)] += 2 * tensor.numbers
+    return layers.pop("", 0), layers
+
+
+def _working_weights(run: Run, tensors: Sequence[Tensor]) -> Iterator[Part]:
     """Weights that FSDP2 gathered or autocast converted, for as long as they are needed."""
     gathers = run.strategy == "fsdp2" and (run.ranks > 1 or run.cpu_offload)
     if not gathers and not run.mixed:
-        return []
-    tied = not any(tensor.name.startswith("lm_head") for tensor in tensors)
-    layers: defaultdict[str, int] = defaultdict(int)
-    for tensor in tensors:
-        if gathers:
-            size = tensor.itemsize if not run.mixed or tensor.four_bits else 2
-            layers[_layer(tensor.name)] += tensor.numbers * size // (2 * size if tensor.four_bits else 1)
-        elif _converted(tensor, tied=tied):
-            layers[_layer(tensor.name)] += 2 * tensor.numbers
-    rest = layers.pop("", 0)
-    if gathers or run.backbone.gradient_checkpointing:
-        held = (2 if gathers else 1) * max(layers.values())  # FSDP2 gathers the next layer ahead of time
-    else:
-        held = sum(layers.values())
+        return
+    rest, layers = _gathered(run, tensors) if gathers else _cast(tensors)
+    few = gathers or run.backbone.gradient_checkpointing
     name = "weights gathered" if gathers else "weights in bfloat16"
-    rollout = Part(f"{name} for the rollout", rest + sum(layers.values()), "rollout")
-    return [Part(f"{name} for a pass", rest + held, "update"), *([rollout] if run.rollouts else [])]
+    whole = rest + sum(layers.values())
+    yield Part(f"{name} for a pass", _for_a_pass(rest, layers, ahead=2 if gathers else 1) if few else whole, "update")
+    if run.rollouts:
+        yield Part(f"{name} for the rollout", whole, "rollout")
+
+
+def _for_a_pass(rest: int, layers: dict[str, int], *, ahead: int) -> int:
+    """Bytes held while layers come and go; FSDP2 gathers the next one ahead of time."""
+    return rest + ahead * max(layers.values())
 
 
 def _converted(tensor: Tensor, *, tied: bool) -> bool:
@@ -265,7 +312,7 @@ def _converted(tensor: Tensor, *, tied: bool) -> bool:
     return matrix and kept and (tied or "embed_tokens" not in tensor.name)
 
 
-def _rollout(run: Run, shape: Decoder, tensors: list[Tensor]) -> list[Part]:
+def _rollout(run: Run, shape: Decoder, tensors: Sequence[Tensor]) -> list[Part]:
     if run.rollouts is None:
         return []
     sizes = rollout_bytes(run.rollouts, shape, tensors, kind=run.kind, prompt_tokens=run.prompt_tokens)

@@ -33,6 +33,11 @@ class RankMeans:
             name: total / weight for name, (total, weight) in zip(self._sums, table.tolist(), strict=True) if weight
         }
 
+    def merge(self, other: RankMeans) -> None:
+        """Adds what another instance with the same names holds."""
+        for name, pair in other._sums.items():
+            self.add(name, *pair)
+
     def table(self) -> Tensor:
         """`[names, 2]` float32 on the CPU: this rank's total and weight of each name."""
         return torch.stack([value.cpu() for pair in self._sums.values() for value in pair]).view(-1, 2)

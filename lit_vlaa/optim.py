@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-Part = Literal["language", "merger", "vision"]
+from lit_vlaa.parts import Part, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], confi
     by_name = {group["name"]: group["params"] for group in groups}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            part = _part(name)
+            part = part_of(name)
             by_name[part if _decays(name, parameter) else f"{part}_no_decay"].append(parameter)
     groups = [group for group in groups if group["params"]]
     if not groups:
@@ -203,13 +203,6 @@ def build_scheduler(optimizer: Optimizer, config: OptimConfig, total_steps: int)
         ValueError: If `total_steps` is not positive.
     """
     return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config))
-
-
-def _part(name: str) -> Part:
-    """The part that a parameter belongs to, by its name."""
-    if "visual.merger." in name:
-        return "merger"
-    return "vision" if "visual." in name else "language"
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

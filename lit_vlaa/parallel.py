@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+_T = TypeVar("_T")
 _TOUCH = "_touch_root"
 
 
@@ -107,6 +109,15 @@ def _initialise(root: FSDPModule) -> None:
 
 def _nothing() -> None:
     """Stands for a forward pass that computes nothing."""
+
+
+def gather_objects(own: _T) -> list[_T]:
+    """What all ranks have, by rank; every rank must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [own]
+    everyones: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyones, own)
+    return everyones
 
 
 def roots(module: nn.Module) -> list[FSDPModule]:

@@ -29,6 +29,7 @@ from lit_vlaa.loop_state import settle
 from lit_vlaa.meter import Meter
 from lit_vlaa.micro_batches import Batching, RowSize, count, divide
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
+from lit_vlaa.optimizer_states import check_kind
 from lit_vlaa.packing import pack
 from lit_vlaa.parallel import accumulate, clip_gradients, unsharded
 from lit_vlaa.sequences import assemble
@@ -37,8 +38,6 @@ from lit_vlaa.stopping import stop_run
 from lit_vlaa.types import Completion, ModelInputs, Prompt, PromptBatch, SamplingParams
 from lit_vlaa.unfinished import UnfinishedRollout
 
-_MOST_SKIPPED = 10
-"""Optimiser steps in a row that may be left out for a gradient that is not finite."""
 _SKIPPED = "skipped_in_a_row"
 
 
@@ -54,6 +53,7 @@ class PolicyModule(LightningModule):
         max_grad_norm: float,
         batching: Batching,
         max_tokens_per_micro_batch: int,
+        max_skipped_steps: int,
         sampling: SamplingParams,
         generator: RolloutEngine | None,
         seed: int | None,
@@ -64,6 +64,8 @@ class PolicyModule(LightningModule):
             raise ValueError(f"--model.max_grad_norm must be 0 (no clipping) or positive, got {max_grad_norm}")
         if max_tokens_per_micro_batch < 1:
             raise ValueError(f"--model.max_tokens_per_micro_batch must be at least 1, got {max_tokens_per_micro_batch}")
+        if max_skipped_steps < 1:
+            raise ValueError(f"--model.max_skipped_steps must be at least 1, got {max_skipped_steps}")
         self.automatic_optimization = False
         self.backbone_config = backbone
         self.optim = optim
@@ -71,6 +73,7 @@ class PolicyModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.batching: Batching = batching
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.max_skipped_steps = max_skipped_steps
         self.sampling = sampling
         self.engine: RolloutEngine = generator or CachedGenerator()
         self.seed = seed
@@ -86,8 +89,15 @@ class PolicyModule(LightningModule):
         """A rollout of which optimiser steps are left; every checkpoint holds it."""
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Sees to checkpoints that are whole or not there, unless the Trainer was given another way to write them."""
+        """Sees to checkpoints that are whole or not there, unless the Trainer was given another way to write them.
+
+        Raises:
+            ValueError: If the ranks are about to resume from different checkpoints.
+        """
         strategy = self.trainer.strategy
+        path = str(self.trainer.ckpt_path)
+        if not strategy.reduce_boolean_decision(path == str(strategy.broadcast(path))):
+            raise ValueError(f"--ckpt_path: the ranks found different checkpoints, this one {path}; give its path")
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = WholeCheckpointIO()
 
@@ -191,9 +201,9 @@ class PolicyModule(LightningModule):
             return
         self._skipped_in_a_row += 1
         rank_zero_warn(f"step {self.global_step}: the gradient's norm is {norm}; the optimiser step was left out")
-        if self._skipped_in_a_row >= _MOST_SKIPPED:
+        if self._skipped_in_a_row >= self.max_skipped_steps:
             reason = (
-                f"step {self.global_step}: {_MOST_SKIPPED} gradients in a row were not finite; "
+                f"step {self.global_step}: {self.max_skipped_steps} gradients in a row were not finite; "
                 "lower --model.optim.lr or --model.max_grad_norm"
             )
             self._skipped_in_a_row = 0  # whoever goes on has changed something
@@ -298,7 +308,7 @@ class PolicyModule(LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another module's run.
+        """Refuses to go on with the run of another module or another optimiser.
 
         Raises:
             ValueError: If it is one.
@@ -309,6 +319,8 @@ class PolicyModule(LightningModule):
                 f"--ckpt_path: the checkpoint's run is one of {module}; start this one from its weights with "
                 "--model.init_from"
             )
+        for state in checkpoint.get("optimizer_states", ()) if self.trainer.training else ():
+            check_kind(state, self.optim.optimizer)
         self._skipped_in_a_row = checkpoint.get(_SKIPPED, 0)
 
     def _rollout_seed(self) -> int:

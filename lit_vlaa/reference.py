@@ -44,7 +44,7 @@ class Reference:
         _check(kind, backbone)
         adapted = backbone.adapters is not None
         self.kind = ("adapter" if adapted else "copy") if kind == "auto" else kind
-        self._origin = {"backbone.path": backbone.path, "init_from": init_from}
+        self._origin: dict[str, str | None] = {"backbone.path": backbone.path, "init_from": init_from}
         self._opened: Callable[[], AbstractContextManager[Score]] | None = None
 
     @property
@@ -62,6 +62,7 @@ class Reference:
         """
         if self.made:
             return
+        self._origin["weights"] = policy.origin
         if self.kind == "adapter":
             self._opened = lambda: without_adapters(policy)
             return
@@ -99,10 +100,18 @@ class Reference:
         Raises:
             ValueError: If the checkpoint's run started from other weights; the message says what to give.
         """
-        stored = checkpoint.get(_ORIGIN)
-        if stored is not None and stored != self._origin:
-            given = " ".join(f"--model.{name} {value or 'null'}" for name, value in stored.items())
-            raise ValueError(f"the checkpoint's run measures its KL from other weights; resume it with {given}")
+        stored = dict(checkpoint.get(_ORIGIN) or self._origin)
+        own = dict(self._origin)
+        known, weights = stored.pop("weights", None), own.pop("weights", None)
+        given = " ".join(f"--model.{name} {value or 'null'}" for name, value in stored.items())
+        if known is None or weights is None:
+            if stored != own:
+                raise ValueError(f"the checkpoint's run measures its KL from other weights; resume it with {given}")
+        elif known != weights:
+            changed = ", whose weights were others then" if stored == own else ""
+            raise ValueError(
+                f"the checkpoint's run measures its KL from other weights; resume it with {given}{changed}"
+            )
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, distributed
+from torch import Tensor
 
+from lit_vlaa.parallel import gather_objects
 from lit_vlaa.rewards.failures import FailureWatch, shares, tally
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.stopping import stop_run
@@ -113,11 +114,7 @@ class RewardGuard:
     def state(self) -> dict[str, Any]:
         """The scores of the reference answers of all ranks, and the latest failures; every rank must call it."""
         own = self._reward.open_ended.state()
-        states: list[Any] = [own]
-        if distributed.is_available() and distributed.is_initialized():
-            states = [None] * distributed.get_world_size()
-            distributed.all_gather_object(states, own)
-        references = {key: value for state in states for key, value in state["references"].items()}
+        references = {key: value for state in gather_objects(own) for key, value in state["references"].items()}
         return {**own, "references": references, "failures": self._watch.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

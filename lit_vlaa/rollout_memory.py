@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from lit_vlaa import activations
 from lit_vlaa.activations import Decoder, Kind
-from lit_vlaa.backbone.adapters import part_of
 from lit_vlaa.generation.cache import PROMPT_TOKENS_AT_ONCE, capacity, capacity_within
+from lit_vlaa.parts import part_of
 
 if TYPE_CHECKING:
     from lit_vlaa.memory import Run, Tensor
@@ -63,7 +63,7 @@ def rollout_bytes(
     read = min(slots.prompts * prompt_tokens, max(PROMPT_TOKENS_AT_ONCE, prompt_tokens))
     return {
         "key-value cache": cached * activations.cache_bytes(shape, kind=kind),
-        "reading the prompts": read * activations.reading_bytes(shape, kind=kind),
+        "reading the prompts": read * activations.passing_bytes(shape, kind=kind),
         "logits of a step": activations.logits_bytes(shape, tokens=slots.rows, training=False),
         "dense copies of weights": sum(_copied(tensor, rollouts, kind) for tensor in tensors),
     }

@@ -41,6 +41,7 @@ class SFTModule(PolicyModule):
         max_grad_norm: float = 1.0,
         batching: Literal["packed", "padded"] = "packed",
         max_tokens_per_micro_batch: int = 8192,
+        max_skipped_steps: int = 10,
         sampling: SamplingParams = SamplingParams(max_new_tokens=800, temperature=0.0),
         generator: Generator | None = None,
         seed: int | None = None,
@@ -56,6 +57,8 @@ class SFTModule(PolicyModule):
             batching: How rows go through the model together: one after the other without padding (`packed`), or padded
                 to the longest.
             max_tokens_per_micro_batch: Tokens in one forward and backward pass on one device, padding included.
+            max_skipped_steps: Optimiser steps in a row that are left out for a gradient that is not finite, before the
+                run saves a checkpoint and stops.
             sampling: How `predict` writes answers.
             generator: Engine that `predict` writes answers with; null takes the cached one.
             seed: Seed of sampling; null takes `--seed_everything`.
@@ -67,6 +70,7 @@ class SFTModule(PolicyModule):
             max_grad_norm=max_grad_norm,
             batching=batching,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,
+            max_skipped_steps=max_skipped_steps,
             sampling=sampling,
             generator=generator,
             seed=seed,

@@ -27,8 +27,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
-from lit_vlaa.checkpoints import problem, save_sharded
-from lit_vlaa.optimizer_states import named, numbered
+from lit_vlaa.backbone.adapter_state import NOTE, check_notes
+from lit_vlaa.checkpoints import problem, read_shards, save_sharded
+from lit_vlaa.optimizer_states import check_groups, check_kind, named, numbered
 from lit_vlaa.parallel import roots
 
 
@@ -128,28 +129,28 @@ class FSDP2Strategy(ModelParallelStrategy):
             What the checkpoint holds besides model and optimiser states.
 
         Raises:
-            ValueError: If the checkpoint is not there, cut off or corrupt, or its optimisers do not match these.
+            ValueError: If the checkpoint is not there, cut off or corrupt, or its adapters or optimisers do not match
+                these.
         """
         weights_only = True if weights_only is None else weights_only
         path = Path(self.broadcast(checkpoint_path))
         if fault := problem(path):
             raise ValueError(f"{path} {fault}")
         if not path.is_file():
+            self._check_folder(path)
             return super().load_checkpoint(path, weights_only=weights_only)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         model = self._require_model()
+        check_notes(model, checkpoint["state_dict"])
         strict = self.lightning_module is None or self.lightning_module.strict_loading
         set_model_state_dict(
             model, checkpoint.pop("state_dict"), options=StateDictOptions(full_state_dict=True, strict=strict)
         )
         names = {parameter: name for name, parameter in model.named_parameters()}
         states = checkpoint.pop("optimizer_states", [])
-        if len(states) < len(self.optimizers):
-            raise ValueError(
-                f"{path}: the checkpoint holds no optimiser state, so no run can resume from it; "
-                "start a new run from its weights with --model.init_from"
-            )
+        self._require_states(len(states), path)
         for optimizer, state in zip(map(_unwrap, self.optimizers), states, strict=False):
+            check_kind(state, "adamw")  # the only one that keeps states of shards
             set_optimizer_state_dict(
                 model,
                 optimizer,
@@ -157,6 +158,21 @@ class FSDP2Strategy(ModelParallelStrategy):
                 options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
             )
         return checkpoint
+
+    def _check_folder(self, path: Path) -> None:
+        """Refuses what PyTorch's own reader would stumble over, with the messages that files get."""
+        stored = read_shards(path, lambda name: name.endswith(f".{NOTE}") or ".param_groups" in name)
+        check_notes(self._require_model(), stored.pop("state_dict", {}))
+        self._require_states(len(stored), path)
+        for index, optimizer in enumerate(map(_unwrap, self.optimizers)):
+            check_groups(stored[f"optimizer_{index}"]["param_groups"], optimizer, path)
+
+    def _require_states(self, count: int, path: Path) -> None:
+        if count < len(self.optimizers):
+            raise ValueError(
+                f"{path}: the checkpoint holds no optimiser state, so no run can resume from it; "
+                "start a new run from its weights with --model.init_from"
+            )
 
     def _require_model(self) -> nn.Module:
         if self.model is None:

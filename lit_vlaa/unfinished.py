@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lit_vlaa.metrics import RankMeans
+from lit_vlaa.parallel import gather_objects
 from lit_vlaa.rollout import Experience, Rollout, table
 from lit_vlaa.types import Completion, Prompt, RewardResult
 
-_T = TypeVar("_T")
 _PER_TOKEN = ("sampler", "old", "reference")
 _PER_ROW = ("texts", "finish", "results")
 
@@ -40,6 +40,22 @@ class RolloutShape:
             for start in range(0, len(rows), size):
                 yield rows[start : start + size]
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuses a rollout of another shape.
+
+        Args:
+            state: From the checkpoint (`UnfinishedRollout.state`).
+
+        Raises:
+            ValueError: If it is one; the message names the flag.
+        """
+        for name in RolloutShape.__slots__:
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"the checkpoint was written in the midst of a rollout with --model.{name} {state[name]}, this run "
+                    f"has {getattr(self, name)}; resume with the same, or from a checkpoint between two rollouts"
+                )
+
 
 @dataclass(slots=True)
 class UnfinishedRollout:
@@ -55,7 +71,7 @@ class UnfinishedRollout:
 
     def state(self, shape: RolloutShape) -> dict[str, Any]:
         """The rollout of all ranks for a checkpoint, tensors and primitives; every rank must call it."""
-        ranks = _gather(_rows(self.experience))
+        ranks = gather_objects(_rows(self.experience))
         size = shape.group_size
         prompts = len(ranks[0]["ids"])
         order = [(rank, place) for place in range(prompts) for rank in ranks]
@@ -72,7 +88,7 @@ class UnfinishedRollout:
             },
             **{name: [rank[name][row] for rank, row in rows] for name in _PER_ROW},
             "resampled": self.experience.resampled,
-            "means": torch.stack(_gather(self.means.table())),
+            "means": torch.stack(gather_objects(self.means.table())),
             "seconds": self.seconds,
             "norms": self.norms,
         }
@@ -98,12 +114,7 @@ def take_up(
         ValueError: If the prompts, or how they are shared out over steps, are not those of the interrupted run.
     """
     rank, world_size = share
-    for name in RolloutShape.__slots__:
-        if state[name] != getattr(shape, name):
-            raise ValueError(
-                f"the checkpoint was written in the midst of a rollout with --model.{name} {state[name]}, this run has "
-                f"{getattr(shape, name)}; resume with the same, or from a checkpoint between two rollouts"
-            )
+    shape.check(state)
     if [prompt.record.id for prompt in prompts] != state["ids"][rank::world_size]:
         raise ValueError(
             "the checkpoint was written in the midst of a rollout of other rows than come next here; resume with the "
@@ -166,12 +177,3 @@ def _rows(experience: Experience) -> dict[str, Any]:
         "finish": [completion.finish for completion in rollout.completions],
         "results": [(r.value, r.kind, r.extracted, r.status) for r in rollout.results],
     }
-
-
-def _gather(own: _T) -> list[_T]:
-    """What all ranks have, by rank."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [own]
-    all_of_them: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(all_of_them, own)
-    return all_of_them

@@ -1,14 +1,15 @@
 """What a checkpoint of adapters holds: the adapters, and a note of what they were put beside; no other weights.
 
 The base can be loaded again at any time, and takes a hundred times the room. `resume` and `--model.init_from` need the
-same base; the note tells it by a fingerprint, so that the model's folder may have moved.
+same base; the note tells it by a fingerprint, so that the model's folder may have moved. Numbers are compared as
+bfloat16 has them: adapters trained beside weights in bfloat16 belong to the same weights in float32 too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from lit_vlaa.backbone.adapters import is_adapter, linear_layers, plus_adapter, 
 from lit_vlaa.backbone.config import BackboneConfig
 
 NOTE = "adapter_note"
-"""Name of the note among a backbone's weights."""
+"""Name of the note among a backbone's weights, and of the backbone's own note, None where it has no adapters."""
+
+SEPARATOR = "::"
+"""Between the checkpoints of `--model.init_from`, of which each holds adapters trained beside what is before it."""
 
 _NOTE_BYTES = 4096
 _SAMPLED = 64
@@ -38,8 +42,10 @@ class AdapterNote:
     quantize: str | None
     path: str
     """`--model.backbone.path` of the run, for messages."""
+    dtype: str
+    """`--model.backbone.dtype` of the run, for messages."""
     init_from: str | None
-    """Checkpoint whose weights the base had, an absolute path; None where it was the model at `path` itself."""
+    """Checkpoints whose weights the base had, absolute paths; None where it was the model at `path` itself."""
     base: str
     """Fingerprint of the base before quantisation."""
 
@@ -63,6 +69,11 @@ class AdapterNote:
             raise ValueError(f"the checkpoint's note on its adapters cannot be read: {error}") from error
 
 
+def starting_points(init_from: str | Path) -> list[Path]:
+    """The checkpoints that `--model.init_from` names, in the order in which they are to be loaded."""
+    return [Path(path) for path in str(init_from).split(SEPARATOR)]
+
+
 def note_for(model: nn.Module, config: BackboneConfig, init_from: str | None) -> AdapterNote | None:
     """The note on the adapters that `model` is about to get; None if it gets none."""
     if config.adapters is None:
@@ -74,16 +85,19 @@ def note_for(model: nn.Module, config: BackboneConfig, init_from: str | None) ->
         targets=sorted(config.lora.targets),
         quantize=config.quantize,
         path=config.path,
-        init_from=None if init_from is None else str(Path(init_from).resolve()),
+        dtype=config.dtype,
+        init_from=None
+        if init_from is None
+        else SEPARATOR.join(str(path.resolve()) for path in starting_points(init_from)),
         base=fingerprint(model),
     )
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells models with different weights apart, whatever type they were loaded in, by some numbers of each tensor."""
+    """Tells models with different weights apart by some numbers of each tensor, which it rounds to bfloat16."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
-        numbers = parameter.detach().flatten()[:_SAMPLED].float()
+        numbers = parameter.detach().flatten()[:_SAMPLED].bfloat16().float()
         digest.update(name.encode() + numbers.numpy().tobytes())
     return digest.hexdigest()
 
@@ -95,12 +109,12 @@ def keep_adapters_alone(backbone: nn.Module, note: AdapterNote | None) -> None:
         backbone: With adapters if there is a note.
         note: On its adapters.
     """
-    backbone.register_load_state_dict_pre_hook(_check(note))  # type: ignore[no-untyped-call]
-    if note is None:
-        return
-    stored = note.encode()
+    backbone.register_load_state_dict_pre_hook(_fill_up(note))  # type: ignore[no-untyped-call]
     # Readers of state dicts look their keys up as attributes. A buffer would be broadcast and moved about.
+    stored = None if note is None else note.encode()
     setattr(backbone, NOTE, stored)
+    if stored is None:
+        return
 
     def reduce(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:  # noqa: ARG001
         for name in [name for name in state if name.startswith(prefix) and not is_adapter(name)]:
@@ -110,37 +124,59 @@ def keep_adapters_alone(backbone: nn.Module, note: AdapterNote | None) -> None:
     backbone.register_state_dict_post_hook(reduce)  # type: ignore[no-untyped-call]
 
 
-def _check(note: AdapterNote | None) -> Callable[..., None]:
-    def check(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def check_notes(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of other adapters than a model has, for readers that would stumble over it first.
+
+    Args:
+        model: With backbones at any depth.
+        state: The checkpoint's weights by their names in `model`, or the notes among them alone.
+
+    Raises:
+        ValueError: If it does not fit; the message says what to give.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, NOTE):
+            own = getattr(module, NOTE)
+            _check(state.get(f"{name}.{NOTE}" if name else NOTE), None if own is None else AdapterNote.decode(own))
+
+
+def _fill_up(note: AdapterNote | None) -> Callable[..., None]:
+    def fill_up(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Refuses what does not fit, takes the note out and puts the base, which is there already, in its place."""
-        stored = state.pop(prefix + NOTE, None)
-        if stored is None and note is None:
-            return
-        if stored is None:
-            raise ValueError(
-                "the checkpoint holds whole weights, and this run trains adapters: start from it with "
-                "--model.init_from, or leave out --model.backbone.lora"
-            )
-        theirs = AdapterNote.decode(stored)
+        _check(state.pop(prefix + NOTE, None), note)
         if note is None:
-            raise ValueError(
-                f"the checkpoint holds adapters: give --model.backbone.lora.rank {theirs.rank} and "
-                f"--model.backbone.lora.alpha {theirs.alpha:g}, or start from it with --model.init_from"
-            )
-        flags = [
-            f"--model.backbone.{flag} {'null' if value is None else value}"
-            for flag in ("lora.rank", "lora.alpha", "lora.parts", "lora.targets", "quantize")
-            if (value := getattr(theirs, flag.removeprefix("lora."))) != getattr(note, flag.removeprefix("lora."))
-        ]
-        if theirs.base != note.base:
-            flags += [f"--model.backbone.path {theirs.path}", f"--model.init_from {theirs.init_from or 'null'}"]
-        if flags:
-            raise ValueError(f"the checkpoint's adapters belong to other settings; give {', '.join(flags)}")
+            return
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if not is_adapter(name):
                 state[prefix + name] = parameter.detach()
 
-    return check
+    return fill_up
+
+
+def _check(stored: Tensor | None, note: AdapterNote | None) -> None:
+    if stored is None and note is None:
+        return
+    if stored is None:
+        raise ValueError(
+            "the checkpoint holds whole weights, and this run trains adapters: start from it with "
+            "--model.init_from, or leave out --model.backbone.lora"
+        )
+    theirs = AdapterNote.decode(stored)
+    if note is None:
+        raise ValueError(
+            f"the checkpoint holds adapters: give --model.backbone.lora.rank {theirs.rank} and "
+            f"--model.backbone.lora.alpha {theirs.alpha:g}, or start from it with --model.init_from"
+        )
+    flags = [
+        f"--model.backbone.{flag} {'null' if value is None else value}"
+        for flag in ("lora.rank", "lora.alpha", "lora.parts", "lora.targets", "quantize")
+        if (value := getattr(theirs, flag.removeprefix("lora."))) != getattr(note, flag.removeprefix("lora."))
+    ]
+    if theirs.base != note.base:
+        flags += [f"--model.backbone.path {theirs.path}", f"--model.init_from {theirs.init_from or 'null'}"]
+        flags += [f"--model.backbone.dtype {theirs.dtype}"] if theirs.dtype != note.dtype else []
+    if flags:
+        raise ValueError(f"the checkpoint's adapters belong to other settings; give {', '.join(flags)}")
 
 
 def merge_stored(model: nn.Module, weights: dict[str, Tensor], note: AdapterNote) -> None:

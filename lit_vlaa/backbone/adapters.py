@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig, Part
+from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
+from lit_vlaa.parts import Part, part_of
 
 _ADAPTER = "default"
 """peft's name for the only adapter of a model."""
@@ -30,13 +31,6 @@ _SEED = 0
 def is_adapter(name: str) -> bool:
     """Whether a parameter's name is that of an adapter."""
     return _IS_ADAPTER in name
-
-
-def part_of(name: str) -> Part:
-    """The part that a parameter or a module belongs to, by its name."""
-    if "visual.merger." in name:
-        return "merger"
-    return "vision" if "visual." in name else "language"
 
 
 def linear_layers(model: nn.Module, parts: Sequence[Part]) -> list[str]:

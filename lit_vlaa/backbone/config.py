@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-Part = Literal["vision", "merger", "language"]
+from lit_vlaa.parts import Part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
-from lit_vlaa.backbone.adapter_state import keep_adapters_alone, note_for
+from lit_vlaa.backbone.adapter_state import fingerprint, keep_adapters_alone, note_for
 from lit_vlaa.backbone.adapters import adapt, adapters_off, merged_weights
 from lit_vlaa.backbone.attention import let_pack
 from lit_vlaa.backbone.compiled import compile_layers
@@ -41,6 +41,8 @@ class Backbone(nn.Module):
             init_from: The checkpoint that these weights come from, for the note in checkpoints of adapters.
         """
         super().__init__()
+        self.origin: str | None = None
+        """Fingerprint of the weights that the run starts from, before adapters."""
         # Loading leaves a model in evaluation mode, in which transformers ignores gradient checkpointing.
         self.model = model.train()
         self.processor = processor
@@ -205,11 +207,11 @@ def build_backbone(config: BackboneConfig, *, init_from: str | None = None) -> B
         backbone = _tiny(plain) if config.path == "tiny" else _loaded(plain)
         if init_from is not None:
             load_weights(backbone, init_from)
-        return (
-            backbone
-            if config.adapters is None
-            else Backbone(backbone.model, backbone.processor, config, init_from=init_from)
-        )
+        origin = fingerprint(backbone.model)
+        if config.adapters is not None:
+            backbone = Backbone(backbone.model, backbone.processor, config, init_from=init_from)
+        backbone.origin = origin
+        return backbone
 
 
 def _tiny(config: BackboneConfig) -> Backbone:

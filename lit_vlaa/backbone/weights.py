@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from lit_vlaa.backbone.adapter_state import NOTE, AdapterNote, fingerprint, merge_stored
+from lit_vlaa.backbone.adapter_state import NOTE, SEPARATOR, AdapterNote, fingerprint, merge_stored, starting_points
+from lit_vlaa.checkpoints import header, problem, read_shards
 
 if TYPE_CHECKING:
     from lit_vlaa.backbone.model import Backbone
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 _PREFIX = "backbone."
 
 
-def load_weights(backbone: Backbone, path: str | Path) -> None:
+def load_weights(backbone: Backbone, init_from: str | Path) -> None:
     """Loads the policy's weights from a checkpoint file (single device, DDP), or a sharded FSDP2 checkpoint folder.
 
     A file is read as tensors and primitives alone. A sharded folder's index is a pickle of PyTorch's, which can run
@@ -25,32 +24,31 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     checkpoint: give it as the backbone's path.
 
     A checkpoint of adapters holds no other weights: they are added to those of the backbone. Where its run had started
-    from a checkpoint in its turn, that one is loaded first.
+    from a checkpoint in its turn, that one is loaded first. Its path stands in a file that may come from anywhere, so
+    that it is followed to a file alone; a folder that you trust can be named before it, as in `FOLDER::ADAPTERS.ckpt`.
 
     Args:
         backbone: An unsharded backbone of the same architecture, without adapters.
-        path: `*.ckpt` file or folder.
+        init_from: `*.ckpt` file or folder; several, with `::` between them, where each holds adapters that were trained
+            beside what is before it.
 
     Raises:
-        ValueError: If there is no such checkpoint, or its weights do not fit the backbone.
+        ValueError: If there is no such checkpoint, it is cut off or corrupt, or its weights do not fit the backbone.
     """
-    path = Path(path)
+    for path in starting_points(init_from):
+        _load(backbone, path, ())
+
+
+def _load(backbone: Backbone, path: Path, after: tuple[Path, ...]) -> None:
+    """Loads one checkpoint; those of `after` name it as what their adapters were trained beside, the last one first."""
     flag = f"--model.init_from {path}"
-    if path.is_file():
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"{flag}: not a checkpoint, or an incomplete one; give a .ckpt file of an earlier run")
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "state_dict" not in stored:
-            raise ValueError(f"{flag}: not a Lightning checkpoint (no state_dict in it)")
-        weights = {key.removeprefix(_PREFIX): v for key, v in stored["state_dict"].items() if key.startswith(_PREFIX)}
-    elif (path / ".metadata").is_file():
-        weights = _read_sharded(path)
-    elif (path / "config.json").is_file():
+    if (path / "config.json").is_file():
         raise ValueError(f"{flag}: this is a model in the Hub's layout; give it as --model.backbone.path instead")
-    else:
-        raise ValueError(f"{flag}: no checkpoint file and no sharded checkpoint folder")
+    if fault := problem(path):
+        raise ValueError(f"{flag} {fault}")
+    weights = _read(path, flag)
     if NOTE in weights:
-        _load_adapters(backbone, weights, flag)
+        _load_adapters(backbone, weights, (path, *after))
         return
     try:
         result = backbone.load_state_dict(weights, strict=False)
@@ -62,35 +60,56 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
         raise ValueError(f"{flag}: made with another backbone than {backbone.config.path}; first odd key: {odd[0]}")
 
 
-def _load_adapters(backbone: Backbone, weights: dict[str, Tensor], flag: str) -> None:
+def _read(path: Path, flag: str) -> dict[str, Tensor]:
+    """The policy's weights, without the module's prefix."""
+    if path.is_dir():
+        stored = read_shards(path, lambda name: name.startswith(f"state_dict.{_PREFIX}"))
+    else:
+        try:
+            stored = header(path)
+        except ValueError as error:
+            raise ValueError(f"{flag} {error}") from error
+    if "state_dict" not in stored:
+        raise ValueError(f"{flag}: not a checkpoint of this program (no state_dict in it)")
+    return {key.removeprefix(_PREFIX): v for key, v in stored["state_dict"].items() if key.startswith(_PREFIX)}
+
+
+def _load_adapters(backbone: Backbone, weights: dict[str, Tensor], chain: tuple[Path, ...]) -> None:
+    """Adds adapters to the weights that they were trained beside, loading these first where a note says which.
+
+    Args:
+        backbone: As for `load_weights`.
+        weights: The adapters and their note.
+        chain: Their checkpoint, then the one that names it as its base, and so on.
+    """
+    flag = f"--model.init_from {chain[0]}"
+    own_place = SEPARATOR.join(map(str, chain))
     note = AdapterNote.decode(weights.pop(NOTE))
     model = backbone.model
     if note.base != fingerprint(model) and note.init_from is not None:
-        try:
-            load_weights(backbone, note.init_from)
-        except ValueError as error:
+        base = f"{flag}: its adapters were trained beside the weights of {note.init_from}"
+        remedy = f"--model.init_from BASE{SEPARATOR}{own_place}"
+        bases = starting_points(note.init_from)
+        if {path.resolve() for path in bases} & {path.resolve() for path in chain}:
+            raise ValueError(f"{base}, which need it in their turn; give the weights themselves: {remedy}")
+        if any(path.is_dir() for path in bases):
             raise ValueError(
-                f"{flag}: its adapters were trained beside the weights of {note.init_from}: {error}"
-            ) from error
+                f"{base}. A folder can run code and is not read because a file says so; if you trust it, give "
+                f"--model.init_from {note.init_from}{SEPARATOR}{own_place}"
+            )
+        if not all(path.exists() for path in bases):
+            raise ValueError(f"{base}, of which there is no checkpoint any more; if it lies elsewhere, give {remedy}")
+        try:
+            for path in bases:
+                _load(backbone, path, chain)
+        except ValueError as error:
+            raise ValueError(f"{base}: {error}") from error
     if note.base != fingerprint(model):
+        given = [("path", note.path, backbone.config.path), ("dtype", note.dtype, backbone.config.dtype)]
+        flags = "".join(f" --model.backbone.{name} {theirs}" for name, theirs, ours in given if theirs != ours)
         raise ValueError(
-            f"{flag}: its adapters were trained beside other weights than those of {backbone.config.path}; "
-            f"give --model.backbone.path {note.path}"
+            f"{flag}: its adapters were trained beside other weights than those of "
+            f"{note.init_from or backbone.config.path}; give{f'{flags}, or' if flags else ''} a checkpoint of those "
+            f"weights as --model.init_from BASE{SEPARATOR}{own_place}"
         )
     merge_stored(model, {name.removeprefix("model."): value for name, value in weights.items()}, note)
-
-
-def _read_sharded(path: Path) -> dict[str, Tensor]:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415  # rarely needed
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
-    from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
-
-    reader = FileSystemReader(path)
-    prefix = f"state_dict.{_PREFIX}"
-    weights = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    load(weights, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(prefix): value for name, value in weights.items()}

@@ -43,18 +43,23 @@ def fit(
     epochs: int = 1,
     resume: str | None = None,
     save: str | None = None,
+    weights_only: bool = False,
     strategy: str = "auto",
     devices: int = 1,
     **options: Any,
 ) -> dict[str, Any]:
-    """Trains for some epochs of three batches, saves and resumes; gives each trained weight as a list."""
+    """Trains for some epochs of three batches, saves, with the optimiser or without, and resumes.
+
+    Returns:
+        Each trained weight as a list, the steps taken, and this rank's bytes.
+    """
     seed_everything(1, verbose=False)
     torch.set_num_threads(1)
     module = make_adapted(kind, lora, **{**options, "optim": {**CONSTANT, **options.get("optim", {})}})
     trainer = modules.quiet_trainer(strategy=strategy, devices=devices, max_epochs=epochs)
     trainer.fit(module, modules.InMemoryData(kind), ckpt_path=resume)
     if save is not None:
-        trainer.save_checkpoint(save)
+        trainer.save_checkpoint(save, weights_only=weights_only)
     weights = {}
     for name, parameter in module.backbone.named_parameters():
         if parameter.requires_grad and (is_adapter(name) or name.endswith("q_proj.weight")):

@@ -15,8 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,6 +109,18 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A process group of this process alone; keeps a file in `folder`."""
+    rendezvous = folder / "group"
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+        rendezvous.unlink(missing_ok=True)
+
+
 def hang() -> None:
     """Never returns; for the test of this harness."""
     while True:
@@ -117,12 +133,10 @@ def main() -> None:
     module, _, function = target.partition(":")
     result = getattr(importlib.import_module(module), function)(**json.loads(arguments))
     Path(output).write_text(json.dumps(result))
-    import torch.distributed  # noqa: PLC0415 (only the ranks need it)
-
-    if torch.distributed.is_initialized():
+    if distributed.is_initialized():
         # Without the barrier a rank that leaves first makes gloo abort another that is still connected.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        distributed.barrier()
+        distributed.destroy_process_group()
     # The rank's work is done and written. Python's own way out now and then meets a gloo thread that is still running
     # and aborts; no test is about that.
     sys.stdout.flush()

@@ -84,8 +84,13 @@ def test_a_corrupt_checkpoint_is_named(root: Path, dataset: Path, capsys: pytest
 def test_a_folder_of_its_own_is_looked_at_too(dataset: Path, tmp_path: Path) -> None:
     own = f"{CALLBACKS}.dirpath={tmp_path / 'elsewhere'}"
     assert lit(*words("sft", dataset, tmp_path / "runs", own)) == 0
+    left = tmp_path / "runs" / "version_0" / "checkpoints" / ".step=3.ckpt.part"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
     assert lit(*words("sft", dataset, tmp_path / "runs", own, trainer__max_steps=3), "--ckpt_path=last") == 0
     assert steps(tmp_path / "elsewhere" / "last.ckpt") == 3
+    assert not left.exists(), "a run that was killed left it"
 
 
 def test_there_must_be_one_to_evaluate(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def large_batch(dataset: Path, folder: Path, start: Path) -> tuple[str, dict[str
 
 
 def no_start(dataset: Path, folder: Path, start: Path) -> tuple[str, dict[str, Any], list[str]]:
-    return "grpo", {"model__init_from": folder / "none.ckpt"}, ["--model.init_from", "none.ckpt", "no checkpoint file"]
+    return "grpo", {"model__init_from": folder / "none.ckpt"}, ["--model.init_from", "none.ckpt", "does not exist"]
 
 
 def hub_folder(dataset: Path, folder: Path, start: Path) -> tuple[str, dict[str, Any], list[str]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import distributed
 
+from helpers.launch import alone as process_group
 from helpers.modules import InMemoryData, make_module, quiet_trainer
 from lit_vlaa.checkpoints import (
     WholeCheckpointIO,
     is_sharded_checkpoint,
     newest,
     problem,
-    replacing,
     save_sharded,
 )
+from lit_vlaa.whole_files import replacing
 
-CONTENT: dict[str, Any] = {"loops": {}, "optimizer_states": [], "state_dict": {"weight": torch.arange(5000.0)}}
+CONTENT: dict[str, Any] = {"loops": {}, "optimizer_states": [{}], "state_dict": {"weight": torch.arange(5000.0)}}
 
 
 def write(path: Path, age: int = 0, **content: Any) -> Path:
@@ -38,10 +39,8 @@ def names(folder: Path) -> list[str]:
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[None]:
     """A process group of one."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-    (tmp_path / "group").unlink(missing_ok=True)
+    with process_group(tmp_path):
+        yield
 
 
 def sharded(path: Path) -> dict[str, Any]:
@@ -200,6 +199,34 @@ class TestFolders:
         sharded(path)
         assert names(tmp_path) == ["a.ckpt", "group"]
 
+    def test_weights_alone_are_no_run_to_go_on_from(self, tmp_path: Path) -> None:
+        whole, weights = tmp_path / "whole.ckpt", tmp_path / "weights.ckpt"
+        sharded(whole)
+        os.utime(whole / "meta.pt", (0, 0))
+        save_sharded({"loops": {}, "state_dict": {"a": torch.arange(4.0)}}, weights)
+        assert newest([tmp_path], "M") == (whole, [])
+        loaded = WholeCheckpointIO().load_checkpoint(weights)
+        # A strategy without shards would otherwise go on with an optimiser that knows nothing.
+        assert loaded.keys() == {"loops", "state_dict"}
+
+    def test_what_killed_runs_left_is_removed(self, tmp_path: Path) -> None:
+        part = tmp_path / ".step=3.ckpt.part"
+        part.mkdir()
+        (part / "__0_0.distcp").write_bytes(b"half")
+        for path in (part / "__0_0.distcp", part):
+            os.utime(path, (0, 0))
+        sharded(tmp_path / "step=4.ckpt")
+        assert names(tmp_path) == ["group", "step=4.ckpt"]
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    for name in (".step=3.ckpt.part", ".step=2.ckpt.part", "step=1.ckpt", ".other.part"):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".step=2.ckpt.part").write_bytes(b"another process writes this")
+    write(tmp_path / "step=4.ckpt")
+    assert names(tmp_path) == [".other.part", ".step=2.ckpt.part", "step=1.ckpt", "step=4.ckpt"]
+
 
 def test_the_newest_is_found_at_any_depth(tmp_path: Path) -> None:
     write(tmp_path / "version_0" / "checkpoints" / "last.ckpt", age=20)
@@ -213,7 +240,7 @@ def test_what_no_run_can_go_on_from_is_passed_over(tmp_path: Path) -> None:
     write(tmp_path / "other.ckpt", age=20, module="Other")
     weights = tmp_path / "weights.ckpt"
     WholeCheckpointIO().save_checkpoint({"loops": {}, "state_dict": {}}, weights)
-    torch.save({"optimizer_states": []}, tmp_path / "no_run.ckpt")
+    torch.save({"optimizer_states": [{}]}, tmp_path / "no_run.ckpt")
     assert newest([tmp_path], "Mine") == (good, [])
     torn = write(tmp_path / "torn.ckpt", age=-20)
     os.truncate(torn, 100)
@@ -221,6 +248,36 @@ def test_what_no_run_can_go_on_from_is_passed_over(tmp_path: Path) -> None:
     assert found == good
     (line,) = passed_over
     assert line.startswith(f"{torn} is not a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(Path("x"), "cannot be read as tensors and plain values: .*"), ([1.0], "holds no training run")],
+)
+def test_other_programs_files_are_passed_over(content: Any, line: str, tmp_path: Path) -> None:
+    good = write(tmp_path / "good.ckpt", age=20)
+    torch.save(content, tmp_path / "other.ckpt")
+    found, (said,) = newest([tmp_path], "M")
+    assert found == good
+    assert re.fullmatch(f"{tmp_path}/other.ckpt {line}", said)
+
+
+@pytest.mark.parametrize("look", ["pathlib.Path.resolve", "lit_vlaa.checkpoints.problem"])
+def test_a_file_that_vanishes_is_passed_over(look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there when the search begins, and gone after one of the looks at it."""
+    good, gone = write(tmp_path / "good.ckpt", age=20), write(tmp_path / "gone.ckpt")
+    original = Path.resolve if look.endswith("resolve") else problem
+
+    def and_gone(path: Path) -> Any:
+        result = original(path)
+        if path == gone:
+            gone.unlink(missing_ok=True)
+        return result
+
+    monkeypatch.setattr(look, and_gone)
+    found, (line,) = newest([tmp_path], "M")
+    assert found == good
+    assert line.startswith(f"{gone} ")
 
 
 def test_older_ones_are_not_looked_at(tmp_path: Path) -> None:

@@ -18,25 +18,25 @@ from helpers.adapted import LORA
 from helpers.peak import PeakBytes
 from helpers.samples import mixed_prompts, tiny_backbone
 from lit_vlaa import activations
-from lit_vlaa.activations import Decoder, Kind, Mode, Tower
+from lit_vlaa.activations import Decoder, Kind, Mode, Tower, decoder, image_tokens, tower
 from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.backbone.adapters import adapt
 from lit_vlaa.backbone.config import LoRAConfig
+from lit_vlaa.backbone.offload import pack
 from lit_vlaa.backbone.released import model_config, released_config
 from lit_vlaa.generation.cache import Slots, capacity
 from lit_vlaa.generation.weights import decoder_weights
 from lit_vlaa.memory import (
     OVERHEAD,
     Part,
+    RewardModel,
     Run,
-    decoder,
     estimate,
-    image_tokens,
     peak,
     phase_bytes,
+    pinned_bytes,
     state_bytes,
     tensors_of,
-    tower,
     weight_bytes,
 )
 from lit_vlaa.optim import OptimConfig, build_optimizer
@@ -65,6 +65,7 @@ def run(backbone: BackboneConfig | None = None, **options: Any) -> Run:
         "prompt_tokens": 100,
         "rollouts": None,
         "reference": "none",
+        "reward": None,
     }
     return Run(backbone=backbone or BackboneConfig(), **{**defaults, **options})
 
@@ -363,6 +364,15 @@ def test_ddp_keeps_everything_and_its_buckets() -> None:
     assert many == {**one, "gradient buckets of ddp": one["gradients"]}
 
 
+def test_ddps_buckets_stay_between_the_steps() -> None:
+    one, many = (
+        estimate(run(THREE, strategy=s, ranks=r, rollouts=ROLLOUTS), SHAPE) for s, r in (("single", 1), ("ddp", 8))
+    )
+    buckets = 4 * 3754622976
+    for phase in ("rollout", "reference", "update"):
+        assert phase_bytes(many, phase) - phase_bytes(one, phase) == buckets
+
+
 def test_offloaded_weights_are_in_main_memory() -> None:
     parts = estimate(run(THREE, strategy="fsdp2", ranks=2, cpu_offload=True), SHAPE)
     assert {part.name for part in parts if not part.on_gpu} == {"weights", "optimiser states", "gradients"}
@@ -370,14 +380,95 @@ def test_offloaded_weights_are_in_main_memory() -> None:
     assert peak(parts, on_gpu=False) == pytest.approx(3754622976 * 16 / 2, rel=1e-3)
 
 
+WHOLE = 4 * 3754622976
+FORWARD = "activations of the reference's pass"
+
+
 @pytest.mark.parametrize(("reference", "on_gpu", "visits"), [("copy", 1, 0), ("cpu", 0, 1), ("adapter", 0, 0)])
 def test_a_reference_lies_where_it_is_kept(reference: Any, on_gpu: int, visits: int) -> None:
-    whole = 4 * 3754622976
     parts = estimate(run(THREE, reference=reference), SHAPE)
     without = estimate(run(THREE), SHAPE)
-    assert phase_bytes(parts, "always") - phase_bytes(without, "always") == on_gpu * whole
-    assert phase_bytes(parts, "reference") - phase_bytes(parts, "always") == visits * whole
-    assert peak(parts, on_gpu=False) == (whole if reference == "cpu" else 0)
+    assert phase_bytes(parts, "always") - phase_bytes(without, "always") == on_gpu * WHOLE
+    during = phase_bytes(parts, "reference") - phase_bytes(parts, "always")
+    assert during - sizes(parts).get(FORWARD, 0) == visits * WHOLE
+    # Seven blocks of 2 GiB hold 15.03 GB of tensors only without their cracks.
+    assert peak(parts, on_gpu=False) == (8 * 2**31 if reference == "cpu" else 0)
+
+
+def test_auto_means_the_adapters_where_there_are_any() -> None:
+    assert run(THREE, reference="auto").kept == "copy"
+    assert run(BackboneConfig(lora=LoRAConfig(rank=8)), reference="auto").kept == "adapter"
+    assert run(BackboneConfig(lora=LoRAConfig(rank=8)), reference="copy").kept == "copy"
+
+
+LAYER = 2 * (2048 * 2048 + 2048 * 256) + 3 * 2048 * 11008
+SMALL_OF_A_LAYER = 2048 + 2 * 256 + 2 * 2048  # biases and norms
+
+
+@pytest.mark.parametrize(
+    ("reference", "ranks", "offload", "on_gpu"),
+    [
+        ("copy", 1, True, False),
+        ("copy", 2, True, False),
+        ("cpu", 1, False, False),
+        ("cpu", 2, False, False),
+        ("copy", 2, False, True),
+        ("copy", 1, False, True),
+    ],
+)
+def test_a_sharded_reference_comes_layer_by_layer(reference: Any, ranks: int, offload: bool, on_gpu: bool) -> None:
+    parts = estimate(run(THREE, strategy="fsdp2", ranks=ranks, cpu_offload=offload, reference=reference), SHAPE)
+    (own,) = (part for part in parts if part.name == "reference policy")
+    assert own.on_gpu == on_gpu
+    assert own.size == pytest.approx(WHOLE / ranks, rel=1e-3)
+    assert "reference policy on its visit" not in sizes(parts)
+    outside = sum(
+        tensor.numbers for tensor in tensors_of(SHAPE, THREE) if not {"layers", "blocks"} & set(tensor.name.split("."))
+    )
+    # Two layers at a time, and what is outside of them; nothing where the GPU has it all.
+    gathered = 4 * (outside + 2 * (LAYER + SMALL_OF_A_LAYER)) if ranks > 1 or offload or reference == "cpu" else 0
+    assert sizes(parts).get("layers of the reference policy", 0) == gathered
+    assert phase_bytes(parts, "reference") - phase_bytes(parts, "always") == gathered + sizes(parts)[FORWARD]
+
+
+def test_the_references_pass_by_hand() -> None:
+    # 1000 tokens through one layer, and three times their float32 logits.
+    expected = 1000 * 4 * (3 * 11008 + 6 * 2048) + 3 * 4 * 1000 * 151936
+    for reference in ("copy", "cpu"):
+        assert sizes(estimate(run(THREE, reference=reference), SHAPE))[FORWARD] == expected
+    assert FORWARD not in sizes(estimate(run(THREE, reference="none"), SHAPE))
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_reward_model_takes_turns_with_the_policys_work(offload: bool) -> None:
+    model = RewardModel(weights=7 * 2**30, pinned=8 * 2**30, activations=2**30, offload=offload)
+    without, parts = (estimate(run(THREE, reference="copy", reward=r), SHAPE) for r in (None, model))
+    standing = phase_bytes(without, "always")  # weights, optimiser states, reference
+    assert standing == 4 * WHOLE + 4 * len(tensors_of(SHAPE, THREE))
+    assert phase_bytes(parts, "reward") == standing + 8 * 2**30
+    assert phase_bytes(parts, "update") - phase_bytes(without, "update") == (0 if offload else 7 * 2**30)
+    assert peak(parts, on_gpu=False) == (8 * 2**30 if offload else 0)
+
+
+def test_its_phase_can_be_the_largest() -> None:
+    model = RewardModel(weights=2**40, pinned=0, activations=0, offload=True)
+    parts = estimate(run(THREE, reward=model), SHAPE)
+    assert peak(parts) == phase_bytes(parts, "always") + 2**40 + OVERHEAD
+
+
+@pytest.mark.parametrize("most", [2**31, 2**20])
+def test_page_locked_blocks_are_those_of_pack(most: int) -> None:
+    backbone = tiny_backbone()
+    parameters = [p.numel() * p.element_size() for p in backbone.parameters()]
+    blocks: list[int] = []
+
+    def allocate(size: int) -> torch.Tensor:
+        blocks.append(size)
+        return torch.empty(size, dtype=torch.uint8)
+
+    pack(backbone, allocate, most=most)
+    assert pinned_bytes(parameters, most=most) == sum(blocks)
+    assert (len(blocks) == 1) == (most == 2**31)
 
 
 def test_gathered_and_converted_weights_by_hand() -> None:
@@ -407,7 +498,7 @@ def test_the_largest_phase_counts() -> None:
 
 
 def test_images_of_the_configured_size() -> None:
-    assert image_tokens(SHAPE, BackboneConfig(max_pixels=280 * 280)) == 100
+    assert image_tokens(SHAPE, 280 * 280) == 100
     assert tower(SHAPE) == Tower(blocks=32, hidden=1280, intermediate=3420, patch=1176)
     older = model_config(BackboneConfig(path="Qwen/Qwen2-VL-2B-Instruct"))
     assert tower(older) == Tower(blocks=32, hidden=1280, intermediate=5120, patch=1176)

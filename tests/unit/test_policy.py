@@ -39,6 +39,7 @@ SHARED = {
     "max_grad_norm",
     "batching",
     "max_tokens_per_micro_batch",
+    "max_skipped_steps",
     "sampling",
     "generator",
     "seed",
@@ -364,11 +365,10 @@ def test_gradients_that_stay_infinite_end_the_run_with_a_checkpoint(
 ) -> None:
     whole = fit(make_module(kind), InMemoryData(kind))
     with monkeypatch.context() as patch:
-        patch.setattr("lit_vlaa.policy._MOST_SKIPPED", 2)
         patch.setattr("lit_vlaa.policy.clip_gradients", lambda *_: math.inf)
         path = tmp_path / "checkpoints" / "stopped.ckpt"
         with pytest.raises(RunStoppedError, match=rf"step 0: 2 gradients in a row .*--ckpt_path {path}"):
-            fit(make_module(kind), InMemoryData(kind), default_root_dir=tmp_path)
+            fit(make_module(kind, max_skipped_steps=2), InMemoryData(kind), default_root_dir=tmp_path)
     # Two batches of SFT were begun, the two steps of one rollout; what is left is done as it would have been.
     trainer = quiet_trainer()
     trainer.fit(make_module(kind), datamodule=InMemoryData(kind), ckpt_path=path)
@@ -387,8 +387,7 @@ def test_skipped_steps_are_counted_across_an_interruption(
     fit(make_module(kind), InMemoryData(kind), limit_train_batches=1, save=str(path))
     before = torch.load(path, weights_only=True)["skipped_in_a_row"]
     assert before == {"sft": 1, "grpo": 2}[kind]
-    monkeypatch.setattr("lit_vlaa.policy._MOST_SKIPPED", before + 1)
     with pytest.raises(RunStoppedError, match=f"{before + 1} gradients in a row"):
         quiet_trainer(max_epochs=2, default_root_dir=tmp_path).fit(
-            make_module(kind), datamodule=InMemoryData(kind), ckpt_path=path
+            make_module(kind, max_skipped_steps=before + 1), datamodule=InMemoryData(kind), ckpt_path=path
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from helpers.adapted import make_adapted
-from helpers.modules import InMemoryData, fit, quiet_trainer
+from helpers.modules import InMemoryData, fit, make_module, quiet_trainer
 from helpers.samples import mixed_prompts, mixed_samples, tiny_backbone
-from lit_vlaa.backbone import Backbone
+from lit_vlaa.backbone import Backbone, BackboneConfig
 from lit_vlaa.backbone.offload import weights_on
 from lit_vlaa.grpo import GRPOModule
 from lit_vlaa.reference import Reference, resident, visiting, without_adapters
@@ -132,6 +133,31 @@ def test_none_where_nothing_is_weighed() -> None:
 def test_what_cannot_work_is_refused(kind: str, backbone: Any, lora: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grpo(kind, lora, backbone=backbone)
+
+
+def test_other_weights_in_the_same_place_are_refused_and_the_same_elsewhere_are_not(tmp_path: Path) -> None:
+    checkpoints = [str(tmp_path / f"{name}.ckpt") for name in ("start", "moved")]
+    other = tiny_backbone()
+    with torch.no_grad():
+        next(other.parameters()).flatten()[0] += 1
+    runs = [(0, tiny_backbone()), (1, tiny_backbone()), (0, other)]
+    kept: list[dict[str, Any]] = []
+    last = Reference("copy", BackboneConfig(), None)
+    for place, weights in runs:
+        torch.save({"state_dict": {f"backbone.{k}": v for k, v in weights.state_dict().items()}}, checkpoints[place])
+        module = make_module("grpo", init_from=checkpoints[place])
+        quiet_trainer(limit_train_batches=1).fit(module, InMemoryData("grpo"))
+        assert isinstance(module, GRPOModule)
+        last = module.reference
+        kept.append({})
+        last.note(kept[-1])
+    with pytest.raises(ValueError, match=rf"--model\.init_from {checkpoints[0]}, whose weights were others then"):
+        last.check(kept[0])
+    with pytest.raises(ValueError, match=rf"--model\.init_from {checkpoints[1]}$"):
+        last.check(kept[1])
+    moved = Reference("copy", BackboneConfig(), checkpoints[1])
+    moved._origin["weights"] = kept[0]["reference_policy"]["weights"]
+    moved.check(kept[0])
 
 
 def test_another_origin_is_refused() -> None:

@@ -98,10 +98,10 @@ def test_two_ranks_share_what_one_left() -> None:
 def test_one_rank_takes_up_what_two_left(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[list[Any]] = [[], []]
     for rank, names in enumerate(("02", "13")):
-        monkeypatch.setattr("lit_vlaa.unfinished._gather", lambda own, to=parts[rank]: to.append(own) or [own])
+        monkeypatch.setattr("lit_vlaa.unfinished.gather_objects", lambda own, to=parts[rank]: to.append(own) or [own])
         rollout(*names).state(SHAPE)
     gathered = iter(zip(*parts, strict=True))
-    monkeypatch.setattr("lit_vlaa.unfinished._gather", lambda _: list(next(gathered)))
+    monkeypatch.setattr("lit_vlaa.unfinished.gather_objects", lambda _: list(next(gathered)))
     state = rollout("0", "2").state(SHAPE)
     assert state["ids"] == ["0", "1", "2", "3"]
     assert_same(taken_up(state, 0, 1, "0123"), rollout("0", "1", "2", "3"))

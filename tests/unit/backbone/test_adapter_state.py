@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import torch
 from torch import Tensor
 
 from helpers.adapted import fit
+from helpers.launch import alone
 from helpers.samples import tiny_backbone
 from lit_vlaa.backbone import Backbone, BackboneConfig, build_backbone
 from lit_vlaa.backbone.adapter_state import NOTE, AdapterNote, fingerprint
 from lit_vlaa.backbone.config import LoRAConfig
+from lit_vlaa.checkpoints import WholeCheckpointIO, save_sharded
 from unit.backbone.test_adapters import adapted, scores
 
 NF4: dict[str, Any] = {"quantize": "nf4"}
@@ -34,7 +39,7 @@ def moved(**options: Any) -> Backbone:
     return backbone
 
 
-def start(init_from: Path | None, lora: dict[str, Any] | None = None, **options: Any) -> Tensor:
+def start(init_from: Path | str | None, lora: dict[str, Any] | None = None, **options: Any) -> Tensor:
     """What a run that starts from `init_from` thinks of the samples at its first step."""
     config = BackboneConfig(max_pixels=84 * 84, lora=LoRAConfig(**(lora or {})), **options)
     return scores(build_backbone(config, init_from=None if init_from is None else str(init_from)))
@@ -70,8 +75,37 @@ def test_fingerprints_tell_weights_apart_and_types_not() -> None:
     plain = fingerprint(tiny_backbone().model)
     assert fingerprint(moved().model) != plain
     assert fingerprint(tiny_backbone().model) == plain
-    halved = tiny_backbone(dtype="bfloat16").model
-    assert fingerprint(halved) == fingerprint(tiny_backbone(dtype="bfloat16").model.float())
+    assert fingerprint(tiny_backbone(dtype="bfloat16").model) == plain
+
+
+def test_adapters_trained_in_another_type_fit(tmp_path: Path) -> None:
+    """SFT in float32, adapters beside its weights in bfloat16, and the sum in float32 again."""
+    whole = save(moved(), tmp_path / "whole.ckpt")
+    paths = []
+    for dtype in ("bfloat16", "float32"):
+        config = BackboneConfig(max_pixels=84 * 84, lora=LoRAConfig(rank=4, alpha=8.0), dtype=dtype)
+        own = build_backbone(config, init_from=str(whole))
+        own.load_state_dict({**adapted().state_dict(), NOTE: own.state_dict()[NOTE]})
+        paths.append(save(own, tmp_path / f"{dtype}.ckpt"))
+    assert start(paths[0]).equal(start(paths[1]))
+
+
+def with_note(path: Path, **changes: Any) -> Path:
+    """A checkpoint of adapters with a note that has been changed."""
+    stored = torch.load(path)
+    key = f"backbone.{NOTE}"
+    stored["state_dict"][key] = replace(AdapterNote.decode(stored["state_dict"][key]), **changes).encode()
+    torch.save(stored, path)
+    return path
+
+
+def test_where_the_type_matters_it_is_named(tmp_path: Path) -> None:
+    changes = {"base": "another", "dtype": "bfloat16"}
+    path = with_note(save(adapted(), tmp_path / "adapters.ckpt"), **changes)
+    with pytest.raises(ValueError, match=r"give --model\.backbone\.dtype bfloat16, or .*BASE::.*adapters\.ckpt"):
+        start(path)
+    with pytest.raises(ValueError, match=r"path tiny, --model\.init_from null, --model\.backbone\.dtype bfloat16"):
+        adapted().load_state_dict({**adapted().state_dict(), NOTE: torch.load(path)["state_dict"][f"backbone.{NOTE}"]})
 
 
 def test_start_of_adapters_from_whole_weights(tmp_path: Path) -> None:
@@ -104,12 +138,80 @@ def test_start_from_adapters_of_a_run_that_started_from_a_checkpoint(tmp_path: P
     path = save(first, tmp_path / "first.ckpt")
     near(start(path), scores(first))
     second = build_backbone(BackboneConfig(max_pixels=84 * 84, lora=lora), init_from=str(path))
-    near(start(save(second, tmp_path / "second.ckpt")), scores(first))
-    whole.unlink()
+    again = save(second, tmp_path / "second.ckpt")
+    near(start(again), scores(first))
+    moved_away = whole.rename(tmp_path / "elsewhere.ckpt")
     with pytest.raises(
-        ValueError, match=r"first\.ckpt: its adapters were trained beside .*whole\.ckpt: .*no checkpoint"
+        ValueError, match=r"first\.ckpt: .* beside .*whole\.ckpt, .* any more; .*init_from BASE::.*/first\.ckpt$"
     ):
         start(path)
+    near(start(f"{moved_away}::{path}"), scores(first))
+    with pytest.raises(ValueError, match=r"second\.ckpt: .*init_from BASE::.*/first\.ckpt::.*/second\.ckpt$"):
+        start(again)
+    near(start(f"{moved_away}::{path}::{again}"), scores(first))
+    third = build_backbone(BackboneConfig(max_pixels=84 * 84, lora=lora), init_from=f"{moved_away}::{path}")
+    near(start(save(third, tmp_path / "third.ckpt")), scores(first))
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_note_is_never_followed_to_a_folder(tmp_path: Path) -> None:
+    """Its index is a pickle, which could run code."""
+    bait = tmp_path / "bait"
+    bait.mkdir()
+    (bait / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    WholeCheckpointIO().save_checkpoint({}, bait / "meta.pt")
+    path = with_note(save(adapted(), tmp_path / "adapters.ckpt"), base="another", init_from=str(bait))
+    with pytest.raises(ValueError, match=rf"can run code .*, give --model\.init_from {bait}::{path}$"):
+        start(path)
+    assert not (tmp_path / "sprung").exists()
+    with pytest.raises(Exception, match=r"metadata|attribute"):
+        start(f"{bait}::{path}")
+    assert (tmp_path / "sprung").exists()
+
+
+def test_a_folder_that_the_user_names_is_the_base(tmp_path: Path) -> None:
+    source, folder = moved(), tmp_path / "whole.ckpt"
+    with alone(tmp_path):
+        save_sharded({"state_dict": {f"backbone.{name}": v for name, v in source.state_dict().items()}}, folder)
+    first = build_backbone(BackboneConfig(max_pixels=84 * 84, lora=LoRAConfig(rank=4)), init_from=str(folder))
+    path = save(first, tmp_path / "adapters.ckpt")
+    with pytest.raises(ValueError, match="can run code"):
+        start(path)
+    near(start(f"{folder}::{path}"), scores(source))
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_notes_that_lead_in_a_circle_are_named(length: int, tmp_path: Path) -> None:
+    paths = [save(adapted(), tmp_path / f"{place}.ckpt") for place in range(length)]
+    for path, base in zip(paths, paths[1:] + paths[:1], strict=True):
+        with_note(path, base="another", init_from=str(base))
+    with pytest.raises(ValueError, match=r"which need it in their turn; .*--model\.init_from BASE::"):
+        start(paths[0])
+
+
+def test_a_corrupt_checkpoint_is_no_start(tmp_path: Path) -> None:
+    path = save(moved(), tmp_path / "whole.ckpt")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"--model\.init_from .*whole\.ckpt is corrupt: "):
+        start(path)
+    folder = tmp_path / "folder.ckpt"
+    with alone(tmp_path):
+        save_sharded({"state_dict": {f"backbone.{name}": v for name, v in moved().state_dict().items()}}, folder)
+    shard = folder / "__0_0.distcp"
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"--model\.init_from .*folder\.ckpt is incomplete: __0_0\.distcp"):
+        start(folder)
 
 
 def test_start_from_adapters_beside_another_model(tmp_path: Path) -> None:
@@ -157,7 +259,15 @@ def test_a_damaged_note_is_named() -> None:
 
 def test_a_path_too_long_for_the_note_is_named() -> None:
     note = AdapterNote(
-        rank=1, alpha=1.0, parts=[], targets=[], quantize=None, path="tiny", init_from="/x" * 4096, base=""
+        rank=1,
+        alpha=1.0,
+        parts=[],
+        targets=[],
+        quantize=None,
+        path="tiny",
+        dtype="float32",
+        init_from="/x" * 4096,
+        base="",
     )
     with pytest.raises(ValueError, match=r"--model\.init_from .* too long"):
         note.encode()

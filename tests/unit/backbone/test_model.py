@@ -157,8 +157,11 @@ def test_init_from_loads_a_checkpoint_and_names_what_is_wrong(tmp_path: Path) ->
     torch.save({"epoch": 1}, tmp_path / "none.ckpt")
     with pytest.raises(ValueError, match="no state_dict"):
         load_weights(target, tmp_path / "none.ckpt")
-    with pytest.raises(ValueError, match=r"--model\.init_from"):
+    with pytest.raises(ValueError, match=r"--model\.init_from .*absent\.ckpt does not exist"):
         load_weights(target, tmp_path / "absent.ckpt")
+    torch.save(Path("x"), tmp_path / "code.ckpt")
+    with pytest.raises(ValueError, match=r"code\.ckpt cannot be read as tensors and plain values"):
+        load_weights(target, tmp_path / "code.ckpt")
     source.save_pretrained(tmp_path / "hub")
     with pytest.raises(ValueError, match=r"--model.backbone.path"):
         load_weights(target, tmp_path / "hub")

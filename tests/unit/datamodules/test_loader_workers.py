@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from datamodules.workers import outlive_sigterm
+
+
+class Slow:
+    """Rows that tell the process that loads them, each after a while."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, row: int) -> int:
+        time.sleep(0.02)
+        return os.getpid()
+
+
+def loader(**options: Any) -> DataLoader[int]:
+    return DataLoader(Slow(), num_workers=1, prefetch_factor=1, **options)  # type: ignore[arg-type]
+
+
+def test_a_workers_first_sigterm_passes_by() -> None:
+    rows = []
+    for place, row in enumerate(loader(worker_init_fn=outlive_sigterm)):
+        rows.append(int(row))
+        if place == 2:
+            os.kill(int(row), signal.SIGTERM)
+    assert len(rows) == 20
+
+
+@pytest.mark.parametrize(("init", "signals"), [(outlive_sigterm, 2), (None, 1)])
+def test_a_worker_that_is_told_twice_ends(init: Any, signals: int) -> None:
+    batches = iter(loader(worker_init_fn=init))
+    worker = int(next(batches))
+
+    def go_on() -> None:
+        for told, _ in enumerate(batches):
+            if told < signals:
+                os.kill(worker, signal.SIGTERM)
+            time.sleep(0.1)  # two signals at a time would be one
+
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        go_on()
