@@ -218,7 +218,7 @@ class PolicyModule(LightningModule):
 
     def join(self, rows: Sequence[tuple[Prompt, Tensor]]) -> ModelInputs:
         """The inputs of one forward pass over prompts with their completions, laid out as `--model.batching` says."""
-        if self.trainer.training:
+        if self._trainer is not None and self.trainer.training:
             self.meter.note_pass(rows, share_prompts=self.batching == "shared", training=torch.is_grad_enabled())
         if self.batching == "padded":
             return assemble(rows, pad_token_id=self.processor.pad_token_id, device=self.device)
@@ -254,7 +254,7 @@ class PolicyModule(LightningModule):
         key = RolloutKey(seed=self._rollout_seed(), step=self.global_step if step is None else step, attempt=attempt)
         with self.rollout_mode():
             groups = self.engine.generate(self.backbone, prompts, group_size=group_size, params=self.sampling, key=key)
-        if self.trainer.training:
+        if self._trainer is not None and self.trainer.training:
             self.meter.note_rollout(prompts, groups)
         return groups
 

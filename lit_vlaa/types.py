@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from lit_vlaa.segments import Segments
-
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from lit_vlaa.segments import Segments
 
 Kind = str
 """Names the verifier that scores a row: one of `KINDS`, or one that the user adds (`--model.verifiers`)."""

@@ -154,7 +154,7 @@ def given(words: list[str]) -> dict[str, str]:
     [
         (["--model.max_tokens_per_micro_batch=32768"], 14),
         # The reference policy's flag stands in the way of weights in 4 bits.
-        (["--model.reference=cpu", "--model.kl={coefficient: 0, target: null}"], 11),
+        (["--model.reference=cpu", "--model.kl={coefficient: 0, target: null}"], 10),
         (["--model.reference=cpu", "--model.backbone.freeze=[vision,language]"], 9),
     ],
 )
@@ -183,9 +183,9 @@ def test_whatever_fits_is_found(seen: list[Run], capsys: pytest.CaptureFixture[s
         "--model.generator.max_rows=32",
         "--model.backbone.logprob_chunk=512",
     ]
-    assert doctor(*words, *by_hand, "--memory_gb=20") == 0
+    assert doctor(*words, *by_hand, "--memory_gb=17.5") == 0
     least = float(re.findall(r"peak ([\d.]+) of", capsys.readouterr().out)[0])
-    assert doctor(*words, "--memory_gb=20") == 1
+    assert doctor(*words, "--memory_gb=17.5") == 1
     size, flags = together(capsys.readouterr().out)
     # Fewer rows of 28 layers with 2 * 512 numbers a token are enough; nothing else is touched.
     assert given(flags) == {
@@ -193,7 +193,7 @@ def test_whatever_fits_is_found(seen: list[Run], capsys: pytest.CaptureFixture[s
         "--model.generator": "lit_vlaa.generation.CachedGenerator",
         "--model.generator.max_rows": "32",
     }
-    assert least < size <= 20
+    assert least < size <= 17.5
     assert doctor(*words, f"--memory_gb={least + 0.01}") == 1
     assert "together: " in capsys.readouterr().out
 
@@ -228,7 +228,7 @@ def test_the_cheapest_combination_is_the_one_of_all() -> None:
 
 def runs_of_every_kind() -> list[Run]:
     """Runs that differ in what they let the doctor offer."""
-    rollouts = Rollouts(rows=256, group_size=4, new_tokens=800, prompts=64)
+    rollouts = Rollouts(rows=256, group_size=4, new_tokens=1600, prompts=64)
     frozen = BackboneConfig(path=THREE.path, freeze=("vision", "language"))
     adapters = BackboneConfig(path=THREE.path, lora=LoRAConfig(rank=8), freeze=("vision",))
     four_bits = BackboneConfig(path=THREE.path, lora=LoRAConfig(rank=8), quantize="nf4", dtype="bfloat16")
@@ -391,7 +391,7 @@ def test_a_reward_model_may_stay_on_the_gpu(seen: list[Run], capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert re.search(r"always +reward model +14\.43\n", printed)
     assert "between calls" not in printed
-    assert re.search(r"74\.62  --model\.scorer\.offload true  <- fits", printed)
+    assert re.search(r"71\.64  --model\.scorer\.offload true  <- fits", printed)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -108,7 +108,7 @@ def test_no_option_is_left_untested() -> None:
     assert set(inspect.signature(SFTModule).parameters) == SHARED
     assert {field.name for field in dataclasses.fields(OptimConfig)} == {*OPTIM_CHANGES, "optimizer"}
     below = {"dtype", "freeze", "gradient_checkpointing", "min_pixels", "max_pixels", "logprob_chunk"}
-    elsewhere = {"path", "revision", "trust_remote_code", "attention", "lora", "quantize"}
+    elsewhere = {"path", "revision", "trust_remote_code", "attention", "lora", "quantize", "cache_vision", "compile"}
     assert {field.name for field in dataclasses.fields(BackboneConfig)} == below | elsewhere
 
 
