@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
@@ -73,9 +74,9 @@ class Score:
 class Benchmark(ABC):
     """A benchmark under one scoring profile. Subclasses hold no state beyond their settings and survive pickling."""
 
-    name: ClassVar[str]
+    name: str
     """As in `eval/<name>` and in file names, such as `mathvista`."""
-    title: ClassVar[str]
+    title: str
     """For tables and pictures, such as `MathVista`."""
     file: ClassVar[str] = ""
     """Name of the TSV file in the folder of benchmark data."""
@@ -113,8 +114,27 @@ class Benchmark(ABC):
         """
 
     def row_from_hub(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Brings a row of the Hub data set into the columns of the TSV file; images stay as the data set gives them."""
+        """Brings a row of the Hub data set into the columns of the TSV file.
+
+        Args:
+            row: The data set's columns. Images are tuples of `EvalImage`, to be handed on as they are under `image`.
+                The keys `__split__` and `__row__` (from 1, as text) tell the row's place.
+        """
         return row
+
+    def load(self, data_dir: Path | None) -> list[EvalRecord]:
+        """Reads all rows: from the TSV file in `data_dir`, else from the Hub data set.
+
+        Raises:
+            ValueError: If there is neither, or a row is malformed; the message names file and row.
+        """
+        from callbacks.benchmarks.source import load_records  # noqa: PLC0415  # it imports this module
+
+        return load_records(self, data_dir)
+
+    def keeps_hub_row(self, row: Mapping[str, Any]) -> bool:  # noqa: ARG002  # for subclasses
+        """Whether a row of the Hub data set belongs to this benchmark; asked before `row_from_hub`."""
+        return True
 
     def reduce(self, response: str) -> str:
         """What of a response is scored: the inside of its only answer block, else all of it."""

@@ -1,0 +1,75 @@
+"""Where results go beside the loggers' scalars: `summary.json`, a picture, TensorBoard's table and chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.benchmarks.published import PUBLISHED
+from callbacks.evaluation.report import (
+    AVERAGE,
+    Result,
+    Scope,
+    average,
+    chart,
+    headlines,
+    read_summary,
+    table,
+    write_summary,
+)
+
+_FIRST = "step_0"
+"""Label of the evaluation ahead of the first step."""
+
+
+def publish(
+    trainer: Trainer,
+    results: Sequence[Result],
+    *,
+    folder: Path,
+    label: str,
+    scope: Scope,
+    weights: str,
+    base: Path | None,
+    published: str | None,
+) -> None:
+    """Writes an evaluation's results; on one rank.
+
+    Args:
+        trainer: Has step and loggers.
+        results: One a benchmark.
+        folder: Gets `summary.json` and `<label>.png`.
+        label: Of the evaluation.
+        scope: The rows it covers.
+        weights: Digest of the evaluated weights, for the summary.
+        base: Another `summary.json` to compare with; None takes this one's row ahead of the first step.
+        published: Row of the paper's table to compare with.
+    """
+    path = folder / "summary.json"
+    others: dict[str, Mapping[str, float]] = {}
+    own = {} if label == _FIRST or scope == "full" else {_FIRST: read_summary(path).get(_FIRST)}
+    if earlier := headlines(own if base is None else read_summary(base), scope):
+        others["base"] = earlier
+    if published is not None:
+        others[f"{published} (paper)"] = PUBLISHED[published]
+    found = {
+        result.benchmark.name: {
+            "headline": result.headline,
+            "metric": result.benchmark.headline,
+            "profile": result.benchmark.profile,
+            "comparable": result.comparable,
+            "numbers": dict(result.numbers),
+        }
+        for result in results
+    }
+    row = {"scope": scope, "step": trainer.global_step, "weights": weights, AVERAGE: average(results)}
+    write_summary(path, label, {**row, "benchmarks": found})
+    figure = chart(results, others, label)
+    figure.savefig(folder / f"{label}.png", dpi=120)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("eval/table", table(results, others), trainer.global_step)
+            logger.experiment.add_figure("eval/chart", figure, trainer.global_step)
