@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lit_vlaa.checks import RunStoppedError
+from lit_vlaa.stopping import stop_run
 from lit_vlaa.training_guards import (
     EntropyCollapse,
     FlatGroups,
@@ -76,7 +74,8 @@ class TrainingGuards(Callback):
         Raises:
             RunStoppedError: If a guard with `action: stop` spoke; a checkpoint is saved first.
         """
-        metrics = _latest(trainer, pl_module)
+        # Lightning's own record of them is complete only after the callbacks.
+        metrics: dict[str, float] = getattr(pl_module, "latest", {})
         reasons = []
         for name, watch in self.watches.items():
             message = watch.update(metrics)
@@ -91,7 +90,7 @@ class TrainingGuards(Callback):
         pl_module.log_dict(counts, rank_zero_only=True)
         # The numbers are the same on all ranks, but a rank that stopped alone would leave the others waiting.
         if trainer.strategy.reduce_boolean_decision(bool(reasons), all=False):
-            _stop(trainer, "; ".join(reasons), {**metrics, **counts})
+            stop_run(trainer, "; ".join(reasons), {**metrics, **counts})
 
     def state_dict(self) -> dict[str, Any]:
         """What each guard has seen, so that a resumed run goes on as if it had never stopped."""
@@ -102,19 +101,3 @@ class TrainingGuards(Callback):
         for name, watch in self.watches.items():
             if name in state_dict:
                 watch.load_state(state_dict[name])
-
-
-def _latest(trainer: Trainer, module: LightningModule) -> dict[str, float]:
-    """The numbers of this batch: the module's own (`latest`), or what Lightning holds of all that was logged."""
-    found: Mapping[str, Any] = getattr(module, "latest", None) or trainer.callback_metrics
-    return {name: float(value) for name, value in found.items()}
-
-
-def _stop(trainer: Trainer, reasons: str, metrics: Mapping[str, float]) -> None:
-    folder = trainer.log_dir or trainer.default_root_dir  # collective: every rank must ask
-    path = Path(folder) / "checkpoints" / "stopped.ckpt"
-    trainer.save_checkpoint(path)
-    for logger in trainer.loggers:
-        # Lightning would log this batch only after the callbacks.
-        logger.log_metrics(dict(metrics), step=trainer.global_step)
-    raise RunStoppedError(f"{reasons}. Go on with --ckpt_path {path}, or from an earlier checkpoint")

@@ -104,7 +104,8 @@ class AdvantageConfig:
     """What a reward's distance from its group's mean is divided by: the group's standard deviation (paper), nothing
     (`none`, Dr. GRPO), or the deviation of the step's rewards over all ranks (`batch`)."""
     resample: int = 0
-    """Times that groups whose rewards are all equal, which teach nothing, are drawn again (DAPO's dynamic sampling)."""
+    """Times that groups whose rewards are all equal (before length penalty and divergence) and so teach nothing are
+    drawn again (DAPO's dynamic sampling)."""
     weights: dict[str, float] = field(default_factory=dict)
     """Factors of the advantages by kind (`math`) or source (`docvqa`); a row's kind and source both count. A factor of
     the rewards themselves would cancel where advantages are normalised."""

@@ -116,7 +116,7 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
         rollouts = Rollouts(rows=rows, group_size=group, new_tokens=model["sampling"]["max_new_tokens"])
     reference = "none"
     if group is not None and model["kl"]["coefficient"] > 0:
-        automatic = "adapter" if backbone.lora is not None else "copy"
+        automatic = "adapter" if backbone.adapters is not None else "copy"
         reference = automatic if model["reference"] == "auto" else model["reference"]
     described = Run(
         backbone=backbone,
@@ -196,7 +196,7 @@ def knobs(described: Run) -> Iterator[Knob]:
         )
     if described.strategy != "fsdp2" and described.optimizer == "adamw":
         yield Knob("--model.optim.optimizer adamw_8bit", lambda r: replace(r, optimizer="adamw_8bit"))
-    if backbone.lora is None:
+    if backbone.adapters is None:
         yield Knob("--model.backbone.lora.rank 16", _adapted)
     if backbone.quantize is None:
         yield Knob(
@@ -227,7 +227,7 @@ def _report_knobs(described: Run, shape: PretrainedConfig, memory: int) -> None:
 
 
 def _adapted(described: Run) -> Run:
-    lora = described.backbone.lora or LoRAConfig()
+    lora = described.backbone.adapters or LoRAConfig(rank=16)
     freeze = tuple(part for part in described.backbone.freeze if part not in lora.parts)
     reference = "none" if described.reference == "none" else "adapter"
     return replace(_with(described, lora=lora, freeze=freeze), reference=reference)  # type: ignore[arg-type]
@@ -239,12 +239,10 @@ def _with(described: Run, **settings: Any) -> Run:
 
 def _backbone(parsed: Namespace) -> BackboneConfig:
     values: dict[str, Any] = parsed.as_dict()
-    for name in ("freeze", "parts", "targets"):
-        for settings in (values, values["lora"] or {}):
-            if name in settings:
-                settings[name] = tuple(settings[name])
-    lora = values.pop("lora")
-    return BackboneConfig(**values, lora=None if lora is None else LoRAConfig(**lora))
+    values["freeze"] = tuple(values["freeze"])
+    lora: dict[str, Any] = values.pop("lora")
+    lora |= {name: tuple(lora[name]) for name in ("parts", "targets")}
+    return BackboneConfig(**values, lora=LoRAConfig(**lora))
 
 
 def _strategy(parsed: Any) -> tuple[str, bool]:

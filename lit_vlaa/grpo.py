@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_vlaa.advantages import zero_variance
 from lit_vlaa.algorithm import AdvantageConfig, KLConfig, LossConfig
 from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.generation.protocol import Generator
@@ -27,6 +26,7 @@ from lit_vlaa.objective import Scored, Totals, grpo_objective
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
 from lit_vlaa.reference import Reference, ReferenceKind, Score
+from lit_vlaa.resampling import resample
 from lit_vlaa.rewarded import RewardedModule
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
@@ -36,9 +36,7 @@ from lit_vlaa.rollout import (
     divergence,
     flatten,
     judge,
-    replace_groups,
     rollout_means,
-    table,
     with_advantages,
 )
 from lit_vlaa.sequences import assemble, unflatten
@@ -208,7 +206,7 @@ class GRPOModule(RewardedModule):
         values |= work.means.reduce(self.sum_over_ranks) | self.guard.note(rollout.results, self.sum_over_ranks)
         if experience.reference is not None:
             values["policy/kl_coefficient"] = self.kl_coefficient.value
-        self.latest = {
+        metrics = {
             **values,
             "rollout/resampled": experience.resampled,
             "rollout/step": float(self.trainer.fit_loop.epoch_loop.total_batch_idx + 1),
@@ -221,7 +219,7 @@ class GRPOModule(RewardedModule):
         if "policy/kl" in values and self.unfinished is None:
             completions = self.group_size * self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
             self.kl_coefficient.update(values["policy/kl"], completions)
-        self.log_train(self.latest)
+        self.log_train(metrics)
         self.log("reward", values.get("reward/mean", 0.0), prog_bar=True, logger=False, rank_zero_only=True)
         return {"rollout": rollout.groups()}
 
@@ -244,7 +242,13 @@ class GRPOModule(RewardedModule):
         resampled = 0.0
         if self.advantage.resample:
             with timed(seconds, "resample"):
-                sampled, settled, resampled = self._resample(sampled)
+                sampled, settled, resampled = resample(
+                    sampled,
+                    draw=self._sample,
+                    verdicts_of=partial(judge, reward=self.reward, open_images=self.open_images),
+                    times=self.advantage.resample,
+                    sum_over_ranks=self.sum_over_ranks,
+                )
         rows = range(len(sampled.completions))
         old: list[Tensor] | None = None
         reference: list[Tensor] | None = None
@@ -274,22 +278,6 @@ class GRPOModule(RewardedModule):
     def _sample(self, prompts: Sequence[Prompt], attempt: int = 0) -> Sampled:
         groups = self.complete(prompts, group_size=self.group_size, attempt=attempt)
         return flatten(prompts, groups, self.processor.decode)
-
-    def _resample(self, sampled: Sampled) -> tuple[Sampled, tuple[RewardResult, ...], float]:
-        """Draws groups without differences again; also gives the share of groups that were drawn again."""
-        results = judge(sampled, self.reward, self.open_images)
-        again = 0.0
-        for attempt in range(1, self.advantage.resample + 1):
-            flat = zero_variance(*table(results, self.group_size))
-            places = flat.nonzero().flatten().tolist()
-            drawn, groups = self.sum_over_ranks(torch.tensor([float(len(places)), float(flat.numel())])).tolist()
-            if not drawn:
-                break
-            again = max(again, drawn / groups)
-            fresh = self._sample([sampled.prompts[place] for place in places], attempt)
-            verdicts = judge(fresh, self.reward, self.open_images) if places else ()
-            sampled, results = replace_groups(sampled, results, places, fresh, verdicts)
-        return sampled, results, again
 
     def _divergence(self, sampled: Sampled, old: list[Tensor] | None, reference: list[Tensor] | None) -> Tensor | None:
         """`[B * G]` what each completion's reward loses by its divergence; None where that is in the loss."""

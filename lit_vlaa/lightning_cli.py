@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -22,6 +23,8 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lit_vlaa.checks import PreemptedExit, UsageError, find_problems, last_checkpoint, one_line
 from lit_vlaa.strategies import map_strategy_name
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def _without_noise() -> None:
@@ -32,11 +35,19 @@ def _without_noise() -> None:
     # A run without validation rows is no mistake, and checkpoints hold the state after the step on purpose.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # Every run has a folder of its own, also one that goes on.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
 
 class Parser(LightningArgumentParser):
     """Reports what is wrong with the arguments without the usage of a hundred flags."""
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses; `--flag=None` means null, as which jsonargparse hands null on to the fields of nested classes."""
+        if args is not None:
+            args = [f"{word[: -len('None')]}null" if re.fullmatch(r"--[^=]+=None", word) else word for word in args]
+        return super().parse_args(args, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UsageError. The message stays as it is, since parsers of nested classes report to this one."""
@@ -130,7 +141,7 @@ class VLAACLI(LightningCLI):
         """
         try:
             super()._run_subcommand(subcommand)
-        except (ValueError, OSError, MisconfigurationException) as error:
+        except (ValueError, OSError, ModuleNotFoundError, MisconfigurationException) as error:
             reading = _raised_while_reading(error)
             if self._progress.started and not reading:
                 raise

@@ -20,20 +20,23 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+import lit_vlaa.strategies  # noqa: F401  # registers fsdp2 and its kin for Trainers made in Python
 from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
 from lit_vlaa.checkpoints import MODULE, WholeCheckpointIO
 from lit_vlaa.generation import CachedGenerator, RolloutKey
 from lit_vlaa.generation.protocol import Generator as RolloutEngine
 from lit_vlaa.loop_state import settle
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
+from lit_vlaa.parallel import accumulate, clip_gradients, unsharded
 from lit_vlaa.sequences import micro_batch_count, split_contiguous
 from lit_vlaa.sharding import sharding_policies
-from lit_vlaa.strategies import accumulate, clip_gradients, unsharded
+from lit_vlaa.stopping import stop_run
 from lit_vlaa.types import Completion, Prompt, PromptBatch, SamplingParams
 from lit_vlaa.unfinished import UnfinishedRollout
 
 _MOST_SKIPPED = 10
 """Optimiser steps in a row that may be left out for a gradient that is not finite."""
+_SKIPPED = "skipped_in_a_row"
 
 
 class PolicyModule(LightningModule):
@@ -71,6 +74,8 @@ class PolicyModule(LightningModule):
         self._processor: Processor | None = None
         self._skipped_in_a_row = 0
         self._in_rollout = False
+        self.latest: dict[str, float] = {}
+        """What `log_train` was given last."""
         self.unfinished: UnfinishedRollout | None = None
         """A rollout of which optimiser steps are left; every checkpoint holds it."""
 
@@ -165,7 +170,7 @@ class PolicyModule(LightningModule):
         """Counts steps whose gradient was not finite, on every rank alike; the weights stayed as they were.
 
         Raises:
-            RuntimeError: After several in a row, as the run has broken down.
+            RunStoppedError: After several in a row, as the run has broken down; a checkpoint is saved.
         """
         if math.isfinite(norm):
             self._skipped_in_a_row = 0
@@ -173,10 +178,12 @@ class PolicyModule(LightningModule):
         self._skipped_in_a_row += 1
         rank_zero_warn(f"step {self.global_step}: the gradient's norm is {norm}; the optimiser step was left out")
         if self._skipped_in_a_row >= _MOST_SKIPPED:
-            raise RuntimeError(
-                f"{_MOST_SKIPPED} gradients in a row were not finite; lower --model.optim.lr or --model.max_grad_norm "
-                "and resume from the last checkpoint"
+            reason = (
+                f"step {self.global_step}: {_MOST_SKIPPED} gradients in a row were not finite; "
+                "lower --model.optim.lr or --model.max_grad_norm"
             )
+            self._skipped_in_a_row = 0  # whoever goes on has changed something
+            stop_run(self.trainer, reason, {})
 
     def micro_batches(self, lengths: Sequence[int]) -> list[range]:
         """Cuts rows into micro-batches, equally many on every rank: sharded forward passes are collective."""
@@ -254,6 +261,7 @@ class PolicyModule(LightningModule):
 
     def log_train(self, values: dict[str, float]) -> None:
         """Logs numbers that are the same on every rank, over optimiser steps rather than batches."""
+        self.latest = values
         # Lightning would go on logging the last value of a name that does not occur this time.
         for result in (self.trainer._results or {}).values():
             if result.meta.name in self._logged - values.keys():
@@ -274,6 +282,7 @@ class PolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Records what is left to do, and which module the run was of."""
         checkpoint[MODULE] = type(self).__name__
+        checkpoint[_SKIPPED] = self._skipped_in_a_row
         if "loops" in checkpoint:
             validation = self.trainer.fit_loop.epoch_loop.val_loop
             settle(
@@ -297,6 +306,7 @@ class PolicyModule(LightningModule):
                 f"--ckpt_path: the checkpoint's run is one of {module}; start this one from its weights with "
                 "--model.init_from"
             )
+        self._skipped_in_a_row = checkpoint.get(_SKIPPED, 0)
 
     def _rollout_seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", "42")) if self.seed is None else self.seed

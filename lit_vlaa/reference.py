@@ -42,7 +42,7 @@ class Reference:
 
     def __init__(self, kind: ReferenceKind, backbone: BackboneConfig, init_from: str | None) -> None:
         _check(kind, backbone)
-        adapted = backbone.lora is not None
+        adapted = backbone.adapters is not None
         self.kind = ("adapter" if adapted else "copy") if kind == "auto" else kind
         self._origin = {"backbone.path": backbone.path, "init_from": init_from}
         self._opened: Callable[[], AbstractContextManager[Score]] | None = None
@@ -125,7 +125,7 @@ def without_adapters(policy: Backbone) -> Iterator[Score]:
 
 
 def _check(kind: ReferenceKind, backbone: BackboneConfig) -> None:
-    if kind == "adapter" and backbone.lora is None:
+    if kind == "adapter" and backbone.adapters is None:
         raise ValueError(
             "--model.reference adapter switches adapters off, and the run trains none: use copy or cpu, "
             "or train adapters with --model.backbone.lora.rank 16"
@@ -135,7 +135,7 @@ def _check(kind: ReferenceKind, backbone: BackboneConfig) -> None:
             f"--model.reference cpu does not work with --model.backbone.quantize {backbone.quantize}: "
             "use adapter, which needs no memory"
         )
-    if backbone.lora is not None and backbone.lora.dropout > 0:
+    if backbone.lora.dropout > 0:
         raise ValueError(
             f"--model.backbone.lora.dropout {backbone.lora.dropout}: GRPO compares passes of the policy with one "
             "another, so it must be 0"

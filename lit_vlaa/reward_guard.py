@@ -7,16 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, distributed
 
-from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.rewards.failures import FailureWatch, shares, tally
 from lit_vlaa.rewards.mixed import MixedReward
+from lit_vlaa.stopping import stop_run
 from lit_vlaa.types import Kind, RewardResult
 
 _T = TypeVar("_T")
@@ -109,22 +108,19 @@ class RewardGuard:
         """
         if self._reason is None:
             return
-        folder = trainer.log_dir or trainer.default_root_dir  # collective: every rank must ask
-        path = Path(folder) / "checkpoints" / "stopped.ckpt"
-        trainer.save_checkpoint(path)
-        for logger in trainer.loggers:
-            logger.log_metrics(dict(metrics), step=trainer.global_step)
-        raise RunStoppedError(f"{self._reason}. Put that right and go on with --ckpt_path {path}")
+        stop_run(trainer, self._reason, metrics)
 
     def state(self) -> dict[str, Any]:
-        """The scores of the reference answers of all ranks; every rank must call it."""
+        """The scores of the reference answers of all ranks, and the latest failures; every rank must call it."""
         own = self._reward.open_ended.state()
         states: list[Any] = [own]
         if distributed.is_available() and distributed.is_initialized():
             states = [None] * distributed.get_world_size()
             distributed.all_gather_object(states, own)
-        return {**own, "references": {key: value for state in states for key, value in state["references"].items()}}
+        references = {key: value for state in states for key, value in state["references"].items()}
+        return {**own, "references": references, "failures": self._watch.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state` gave."""
         self._reward.open_ended.load_state(state)
+        self._watch.load_state(state.get("failures", {}))

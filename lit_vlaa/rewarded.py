@@ -23,8 +23,6 @@ class RewardedModule(PolicyModule):
         self.reward = reward
         self.guard = RewardGuard(reward)
         self.eval_stats = RewardStats(self.guard.kinds)
-        self.latest: dict[str, float] = {}
-        """What the last training step logged."""
 
     def setup(self, stage: str) -> None:
         """Finds out before any work whether the rows' kinds can be scored and whether the scorer answers.

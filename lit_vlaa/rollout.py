@@ -131,32 +131,6 @@ def table(results: Sequence[RewardResult], group_size: int) -> tuple[Tensor, Ten
     return rewards, torch.tensor([result.judged for result in results]).view(-1, group_size)
 
 
-def replace_groups(
-    sampled: Sampled,
-    results: Sequence[RewardResult],
-    places: Sequence[int],
-    fresh: Sampled,
-    again: Sequence[RewardResult],
-) -> tuple[Sampled, tuple[RewardResult, ...]]:
-    """Puts groups that were drawn again in place of the old ones, where their rewards now differ.
-
-    Args:
-        sampled: All completions.
-        results: Their verdicts.
-        places: Which prompts were drawn again.
-        fresh: The new completions of these prompts, in order.
-        again: Their verdicts.
-    """
-    size = sampled.group_size
-    completions, texts, verdicts = list(sampled.completions), list(sampled.texts), list(results)
-    flat = zero_variance(*table(again, size)).tolist() if places else []
-    for index, place in enumerate(places):
-        if not flat[index]:
-            old, new = slice(place * size, (place + 1) * size), slice(index * size, (index + 1) * size)
-            completions[old], texts[old], verdicts[old] = fresh.completions[new], fresh.texts[new], again[new]
-    return Sampled(sampled.prompts, tuple(completions), tuple(texts)), tuple(verdicts)
-
-
 def divergence(
     sampled: Sampled,
     old: Sequence[Tensor] | None,

@@ -1,24 +1,20 @@
-"""Strategies: FSDP2 as pure data parallelism, and what training and rollouts need to know of any strategy.
+"""Strategies: FSDP2 as pure data parallelism.
 
 Importing this module registers three names for `--trainer.strategy`: `fsdp2`, which saves a checkpoint as one file
 that every strategy resumes from, `fsdp2_sharded`, which saves a folder with a file per rank, and `fsdp2_offload`, which
 keeps weights, gradients and optimiser states in main memory.
 
-Shards are laid out by the model (`configure_model`, with `fully_shard` over `device_mesh["data_parallel"]`). The
-topmost sharded modules below a module are called its roots here.
+Shards are laid out by the model (`configure_model`, with `fully_shard` over `device_mesh["data_parallel"]`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
-from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
@@ -28,19 +24,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from lit_vlaa.checkpoints import problem, save_sharded
 from lit_vlaa.optimizer_states import named, numbered
-
-FSDP2_PRECISIONS = ("32-true", "bf16-mixed")
-"""Values of `--trainer.precision` under FSDP2; float16 would need a loss scaler that knows of shards."""
-
-_TOUCH = "_touch_root"
+from lit_vlaa.parallel import roots
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -183,130 +172,10 @@ def map_strategy_name(name: str) -> str:
     return "fsdp2" if name == "fsdp" else name
 
 
-def mixed_precision_policy(precision: str) -> MixedPrecisionPolicy | None:
-    """Gives the policy to pass to `fully_shard` for one value of `--trainer.precision`.
-
-    Args:
-        precision: One of `FSDP2_PRECISIONS`.
-
-    Returns:
-        For `bf16-mixed` float32 shards that are gathered and computed with in bfloat16 and whose gradients are summed
-        in float32; otherwise None, as the parameters' own type holds throughout.
-
-    Raises:
-        ValueError: If FSDP2 does not train in this precision.
-    """
-    if precision not in FSDP2_PRECISIONS:
-        raise ValueError(
-            f"--trainer.precision {precision} does not work with fsdp2; use one of {', '.join(FSDP2_PRECISIONS)}"
-        )
-    if precision != "bf16-mixed":
-        return None
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-
-
-@contextmanager
-def accumulate(module: LightningModule, model_root: nn.Module, sync: bool) -> Generator[None]:
-    """Runs forward and backward of one micro-batch; without `sync` its gradients stay on this rank and are added up.
-
-    Use `sync=False` for all micro-batches of an optimiser step but the last. Under FSDP2 the waiting gradients take
-    the memory of the whole model, not of a shard.
-
-    Args:
-        module: The LightningModule, attached to its Trainer.
-        model_root: The model within it; sharded modules are looked for here.
-        sync: Whether to reduce the gradients, those held back included, over the ranks.
-    """
-    wrapped = module.trainer.strategy.model
-    if sync:
-        yield
-    elif isinstance(wrapped, DistributedDataParallel):
-        with wrapped.no_sync():
-            yield
-    else:
-        roots = _roots(model_root)
-        for root in roots:
-            root.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            for root in roots:
-                root.set_requires_gradient_sync(True)
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
-    """Scales the gradients down together so that their global norm is at most `max_norm`.
-
-    Every rank must call this, as the norm of sharded gradients is summed over the ranks.
-
-    Args:
-        parameters: Parameters whose gradients are complete (the last micro-batch has been synchronised).
-        max_norm: The bound; None or 0 only measures.
-
-    Returns:
-        The Euclidean norm before clipping; 0 without any gradient.
-    """
-    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in with_gradient if parameter.grad is not None])
-    if max_norm:
-        clip_grads_with_norm_(with_gradient, max_norm, norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-@contextmanager
-def unsharded(root: nn.Module) -> Generator[None]:
-    """Keeps all parameters of a model gathered for many forward passes, as in a rollout; does nothing to a plain model.
-
-    Any submodule may run here, in any order and a different number of times on each rank, without communication.
-    Afterwards the parameters are shards again and the model trains on, also after an error. Enter on all ranks at the
-    same point, under `torch.no_grad` but not under `torch.inference_mode`; do not nest.
-
-    Args:
-        root: The model, or a module that contains it.
-    """
-    roots = _roots(root)
-    for fsdp in roots:
-        fsdp.set_reshard_after_forward(False)
-        _initialise(fsdp)
-    gathered = [module for module in root.modules() if isinstance(module, FSDPModule)]
-    for fsdp in gathered:
-        fsdp.unshard()
-    try:
-        yield
-    finally:
-        # The setting comes first: a forward pass cut short by an error would otherwise hold on to its parameters.
-        for fsdp in roots:
-            fsdp.set_reshard_after_forward(True)
-        for fsdp in gathered:
-            fsdp.reshard()
-        for fsdp in roots:
-            fsdp.set_reshard_after_forward(False, recurse=False)
-
-
-def _initialise(root: FSDPModule) -> None:
-    """Makes FSDP2 see `root` as the root: it takes the first module that runs, which in a rollout may be a child."""
-    module = _as_module(root)
-    if not hasattr(module, _TOUCH):
-        setattr(module, _TOUCH, _nothing)
-        register_fsdp_forward_method(module, _TOUCH)
-    getattr(module, _TOUCH)()
-
-
-def _nothing() -> None:
-    """Stands for a forward pass that computes nothing."""
-
-
-def _roots(module: nn.Module) -> list[FSDPModule]:
-    """The sharded modules at or below `module` that no other sharded module contains."""
-    if isinstance(module, FSDPModule):
-        return [module]
-    return [root for child in module.children() for root in _roots(child)]
-
-
 def _move_unsharded(module: nn.Module, device: torch.device) -> None:
     """Moves a module to a device, but of what FSDP2 has sharded the buffers alone."""
     sharded = isinstance(module, FSDPModule)
-    if not sharded and not _roots(module):
+    if not sharded and not roots(module):
         module.to(device)
         return
     for part in module.modules() if sharded else [module]:
@@ -314,13 +183,6 @@ def _move_unsharded(module: nn.Module, device: torch.device) -> None:
             part._buffers[name] = None if buffer is None else buffer.to(device)
     for child in () if sharded else module.children():
         _move_unsharded(child, device)
-
-
-def _as_module(module: FSDPModule) -> nn.Module:
-    """The same object as PyTorch's types see it: `fully_shard` mixes FSDPModule into a module's class."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{type(module).__name__} is not a module")
-    return module
 
 
 def _unwrap(optimizer: Optimizer | LightningOptimizer) -> Optimizer:

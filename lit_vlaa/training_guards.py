@@ -68,7 +68,7 @@ class Guard:
 class NotFinite(Guard):
     """Loss or gradient norm that is NaN or infinite.
 
-    The module leaves such an optimiser step out, and gives up with an error after 10 in a row, without a checkpoint.
+    The module leaves such an optimiser step out, and ends the run itself after 10 in a row.
     """
 
     name = "not_finite"

@@ -256,11 +256,13 @@ class SamplingParams:
     """How completions are drawn."""
 
     max_new_tokens: int
+    """Most tokens of a completion, the end of turn included."""
     temperature: float = 0.8
-    """0 means greedy."""
+    """Divides the logits; 0 means greedy."""
     top_p: float = 1.0
+    """Draw from the most probable tokens that together have this probability; 1 means all."""
     top_k: int = 0
-    """0 means no limit."""
+    """Draw from so many of the most probable tokens; 0 means no limit."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -20,6 +20,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class JSONLBenchmark(Benchmark):
         """Opens nothing yet.
 
         Args:
-            path: The file.
+            path: The file; one that is not absolute may also lie in the evaluation's `data_dir`.
             name: For logs (`eval/<name>`) and file names; by default the file's name without its ending.
             title: For tables and pictures; by default the name.
             image_root: Folder of the images; by default the file's.
@@ -103,15 +104,24 @@ class JSONLBenchmark(Benchmark):
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name must be of letters, digits, _, . and -, at most 60; got {self.name[:80]!r}")
         self.title = self.name if title is None else title
+        self._beside = image_root is None
         self.image_root = (self.path.parent if image_root is None else Path(image_root)).resolve()
 
-    def load(self, data_dir: Path | None) -> list[EvalRecord]:  # noqa: ARG002  # the benchmark has its own path
+    def load(self, data_dir: Path | None) -> list[EvalRecord]:
         """Reads the file's rows.
+
+        Args:
+            data_dir: Where a file is looked for first that is given by no absolute path.
 
         Raises:
             ValueError: If the file is not there or has no rows, or a row is malformed, or two have the same id; the
                 message names the row as `file:row`.
         """
+        if data_dir is not None and not self.path.is_absolute() and (data_dir / self.path).is_file():
+            there = copy(self)
+            there.path = data_dir / self.path
+            there.image_root = there.path.parent.resolve() if self._beside else self.image_root
+            return there.load(None)
         records: dict[str, EvalRecord] = {}
         for number, line in self._lines():
             origin = f"{self.path}:{number}"

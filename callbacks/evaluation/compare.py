@@ -245,14 +245,18 @@ def run(words: Sequence[str]) -> int:
         description="Compares two evaluations row by row: differences of accuracy for each benchmark and category with "
         "95% confidence intervals, and McNemar's test.",
     )
-    parser.add_argument("a", metavar="A", type=Path, help="a file of verdicts (.jsonl), or a folder of such files")
+    parser.add_argument("a", metavar="A", type=Path, help="a file of verdicts (.jsonl), or a folder with some")
     parser.add_argument("b", metavar="B", type=Path, help="the same of the model that A is compared with")
     parser.add_argument(
         "--output-dir", "--output_dir", type=Path, help="write comparison.json, comparison.md and comparison.png here"
     )
+    parser.add_argument(
+        "--name",
+        help="which evaluation, where folders hold several: test, final, validate, step_100; default: the only one",
+    )
     given = parser.parse_args(words)
     try:
-        report = compare(read_verdicts(given.a), read_verdicts(given.b))
+        report = compare(read_verdicts(given.a, given.name), read_verdicts(given.b, given.name))
         text = markdown(report, str(given.a), str(given.b))
         sys.stdout.write(text + "\n")
         if given.output_dir is not None:

@@ -32,18 +32,18 @@ Key = tuple[str, str]
 """(benchmark, id) of a row."""
 
 
-def read_verdicts(path: Path) -> dict[Key, Verdict]:
+def read_verdicts(path: Path, name: str | None = None) -> dict[Key, Verdict]:
     """Reads all rows of one model.
 
     Args:
-        path: A file, or a folder of `.jsonl` files.
+        path: A file, or a folder of `.jsonl` files, or an evaluation's folder with one such folder a benchmark.
+        name: Of the evaluation (`test`, `final`, `step_100`), where a benchmark's folder holds several.
 
     Raises:
-        ValueError: If it does not exist, holds no row, or a line is no verdict; the message names file and line.
+        ValueError: If it does not exist, holds no row or several evaluations, or a line is no verdict; the message
+            names file and line.
     """
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{path}: there is no .jsonl file in this folder")
+    files = _files(path, name) if path.is_dir() else [path]
     found: dict[Key, Verdict] = {}
     for file in files:
         for key, verdict in _rows(file):
@@ -56,6 +56,20 @@ def read_verdicts(path: Path) -> dict[Key, Verdict]:
     if not found:
         raise ValueError(f"{path}: there is no row")
     return found
+
+
+def _files(folder: Path, name: str | None) -> list[Path]:
+    files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*/*.jsonl"))
+    names = sorted({file.stem for file in files})
+    if name is None and len(names) > 1 and files[0].parent != folder:
+        raise ValueError(f"{folder}: there are several evaluations; choose one by --name: {', '.join(names)}")
+    chosen = [file for file in files if name in {None, file.stem}]
+    if not chosen:
+        raise ValueError(
+            f"{folder}: there is no {name or ''}.jsonl here or one level below"
+            + (f"; there are {', '.join(names)}" if names else "")
+        )
+    return chosen
 
 
 def _rows(path: Path) -> Iterator[tuple[Key, Verdict]]:

@@ -65,7 +65,7 @@ class AdapterNote:
 
 def note_for(model: nn.Module, config: BackboneConfig, init_from: str | None) -> AdapterNote | None:
     """The note on the adapters that `model` is about to get; None if it gets none."""
-    if config.lora is None:
+    if config.adapters is None:
         return None
     return AdapterNote(
         rank=config.lora.rank,

@@ -59,7 +59,7 @@ def adapt(model: nn.Module, config: BackboneConfig) -> None:
         ModuleNotFoundError: If peft or bitsandbytes is missing.
         ValueError: If a target is no linear layer of the chosen parts.
     """
-    lora = config.lora
+    lora = config.adapters
     if lora is None:
         return
     targets = _targets(model, lora)

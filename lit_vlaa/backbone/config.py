@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 Part = Literal["vision", "merger", "language"]
@@ -14,7 +14,7 @@ class LoRAConfig:
     """Low-rank adapters beside linear layers (Hu et al., 2021); they alone are trained.
 
     Attributes:
-        rank: Width of an adapter.
+        rank: Width of an adapter; 0 for none, so that the weights train.
         alpha: What an adapter adds counts alpha / rank times.
         dropout: Share of an adapter's inputs that are set to zero in training. GRPO needs 0. Its draws are no part of a
             checkpoint, so that a resumed run equals an uninterrupted one only at 0.
@@ -22,7 +22,7 @@ class LoRAConfig:
         targets: Names of the linear layers, such as `q_proj`; empty for all of these parts.
     """
 
-    rank: int = 16
+    rank: int = 0
     alpha: float = 32.0
     dropout: float = 0.0
     parts: tuple[Part, ...] = ("language",)
@@ -30,13 +30,19 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         for name, ok, wanted in (
-            ("rank", self.rank >= 1, "at least 1"),
+            ("rank", self.rank >= 0, "0 (no adapters) or positive"),
             ("alpha", 0 < self.alpha < math.inf, "positive"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("parts", bool(self.parts), "one or more of vision, merger, language"),
         ):
             if not ok:
                 raise ValueError(f"--model.backbone.lora.{name} must be {wanted}, got {getattr(self, name)}")
+        if not self.rank and (
+            given := [option.name for option in fields(self) if getattr(self, option.name) != option.default]
+        ):
+            raise ValueError(
+                f"--model.backbone.lora.{given[0]} does nothing without --model.backbone.lora.rank, of 16 say"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +58,8 @@ class BackboneConfig:
         attention: `auto` takes flash attention where it is installed and the parameters are in half precision on a
             GPU, and PyTorch's SDPA otherwise.
         freeze: Parts that are not trained: the vision tower, the merger behind it, the language model.
-        lora: Train adapters instead of the weights, all of which are then frozen; null trains the weights. Adapters
-            stay in float32 whatever `dtype` is.
+        lora: With a rank above 0, adapters train instead of the weights, all of which are then frozen. They stay in
+            float32 whatever `dtype` is.
         quantize: `nf4` keeps the frozen matrices of the language model's layers in 4 bits (QLoRA); needs `lora` and
             bitsandbytes. Takes least memory and time with `dtype` bfloat16.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
@@ -68,7 +74,7 @@ class BackboneConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     freeze: tuple[Part, ...] = ()
-    lora: LoRAConfig | None = None
+    lora: LoRAConfig = LoRAConfig()
     quantize: Literal["nf4"] | None = None
     gradient_checkpointing: bool = False
     min_pixels: int = 56 * 56
@@ -86,14 +92,19 @@ class BackboneConfig:
             raise ValueError(f"--model.backbone.logprob_chunk must be at least 1, got {self.logprob_chunk}")
         if len(set(self.freeze)) == len(("vision", "merger", "language")):
             raise ValueError("--model.backbone.freeze names every part, so that nothing is left to train")
-        if self.lora is not None and set(self.lora.parts) & set(self.freeze):
+        if self.lora.rank and set(self.lora.parts) & set(self.freeze):
             both = sorted(set(self.lora.parts) & set(self.freeze))
             raise ValueError(
                 f"--model.backbone.freeze and --model.backbone.lora.parts both name {', '.join(both)}; "
                 "take it out of one of them"
             )
-        if self.quantize is not None and self.lora is None:
+        if self.quantize is not None and not self.lora.rank:
             raise ValueError(
                 f"--model.backbone.quantize {self.quantize}: weights of 4 bits cannot be trained; train adapters "
                 "beside them with --model.backbone.lora.rank 16"
             )
+
+    @property
+    def adapters(self) -> LoRAConfig | None:
+        """Settings of the adapters; None where the weights train."""
+        return self.lora if self.lora.rank else None

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 
 from lit_vlaa.backbone.adapter_state import keep_adapters_alone, note_for
 from lit_vlaa.backbone.adapters import adapt, adapters_off, merged_weights
-from lit_vlaa.backbone.config import BackboneConfig
+from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
 from lit_vlaa.backbone.processor import Processor, load_processor, naming_path
 from lit_vlaa.backbone.weights import load_weights
 from lit_vlaa.sequences import token_scores
@@ -201,13 +201,13 @@ def build_backbone(config: BackboneConfig, *, init_from: str | None = None) -> B
     # Lightning builds models with a GPU as the default device, on which transformers would load by accelerate and the
     # tiny model would draw other weights.
     with torch.device("cpu"):
-        plain = replace(config, lora=None, quantize=None)
+        plain = replace(config, lora=LoRAConfig(), quantize=None)
         backbone = _tiny(plain) if config.path == "tiny" else _loaded(plain)
         if init_from is not None:
             load_weights(backbone, init_from)
         return (
             backbone
-            if config.lora is None
+            if config.adapters is None
             else Backbone(backbone.model, backbone.processor, config, init_from=init_from)
         )
 

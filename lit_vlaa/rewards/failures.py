@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from lit_vlaa.types import Kind, RewardResult, RewardStatus
@@ -77,9 +77,18 @@ class FailureWatch:
                     if summed[STATUSES.index(status)]
                 )
                 reasons.append(f"{_failed(summed)} of the latest {total} {kind} answers had no verdict ({by_status})")
+                recent.clear()  # whoever goes on from here has put it right
         if not reasons:
             return None
-        return f"{'; '.join(reasons)}; more than --model.reward.max_failed {self.most} allows"
+        return f"{'; '.join(reasons)}; more than --model.reward.max_failed {self.most} allows; put that right first"
+
+    def state(self) -> dict[Kind, Tally]:
+        """The latest counts by kind, for a checkpoint."""
+        return {kind: [list(row) for row in recent] for kind, recent in self._recent.items()}
+
+    def load_state(self, state: Mapping[Kind, Tally]) -> None:
+        """Takes over what `state` gave; kinds that the interrupted run did not have start anew."""
+        self._recent = {kind: deque(list(row) for row in state.get(kind, ())) for kind in self.kinds}
 
 
 def _answered(row: Sequence[int]) -> int:

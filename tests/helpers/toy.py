@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
+import lit_vlaa.strategies  # noqa: F401  # registers fsdp2
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
-from lit_vlaa.strategies import accumulate, clip_gradients, mixed_precision_policy, unsharded
+from lit_vlaa.parallel import accumulate, clip_gradients, unsharded
+from lit_vlaa.sharding import mixed_precision_policy
 
 WIDTH = 8
 GLOBAL_BATCH = 8

@@ -20,7 +20,8 @@ from lit_vlaa.sft import SFTModule
 CONFIGS = ROOT / "configs"
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 SCORERS = sorted((CONFIGS / "scorer").glob("*.yaml"))
-BASES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml")])
+# That of the quickstart's evaluation goes on top of another: see test_eval_configs.
+BASES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "quickstart").glob("[!e]*.yaml")])
 PAPER = [CONFIGS / "sft.yaml", CONFIGS / "grpo.yaml"]
 Config = dict[str, Any]
 
@@ -156,6 +157,22 @@ def test_an_unknown_key_is_named(base: Path, tmp_path: Path, capsys: pytest.Capt
     captured = capsys.readouterr().err
     assert captured.count("\n") == 1, captured
     assert "learning_rate" in captured
+
+
+@pytest.mark.parametrize(
+    "flag", ["kl.target", "loss.dual_clip", "loss.importance_cap", "backbone.revision", "optim.merger_lr"]
+)
+def test_null_takes_back_what_a_file_says(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    group, name = flag.split(".")
+    given = {"revision": "v1"}.get(name, 1.5)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"model": {"init_args": {group: {name: given}}}}))
+    files = [f"--config={path}" for path in (CONFIGS / "grpo.yaml", tmp_path / "own.yaml")]
+    found = []
+    for extra in ([], [f"--model.{flag}", "null"], [f"--model.{flag}=null"]):
+        assert lit("fit", *files, *extra, "--print_config") == 0
+        found.append(arguments(yaml.safe_load(capsys.readouterr().out), "model")[group][name])
+    assert found[0]
+    assert found[1:] == [None, None]
 
 
 def test_flags_win_over_files_and_later_files_over_earlier_ones(

@@ -49,6 +49,13 @@ def test_there_are_configs() -> None:
     assert [path.stem for path in EVAL] == ["benchmarks", "in_training", "vlaa_thinker"]
 
 
+def test_the_quickstarts_benchmark(built: list[VLAACLI]) -> None:
+    assert run("test", "quickstart/grpo", "quickstart/eval", flags=("--trainer.callbacks.data_dir=elsewhere",)) == 0
+    callback = evaluation(built[0])
+    assert [benchmark.name for benchmark in callback.benchmarks] == ["drawn_scenes"]
+    assert (callback.data_dir, callback.params.max_new_tokens) == (Path("elsewhere"), 48)
+
+
 @pytest.mark.parametrize("command", ["test", "validate"])
 def test_a_checkpoint_alone(command: str, built: list[VLAACLI]) -> None:
     flags = ("--model.backbone.path=tiny", "--model.backbone.max_pixels=7056", "--data.system_prompt=Think.")

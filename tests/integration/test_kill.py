@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from helpers.commands import MODULES, command, logged, version
 from helpers.launch import _environment, _free_port
+from helpers.states import assert_equal
 from lit_vlaa.checkpoints import WholeCheckpointIO, newest
 
 # The checkpoints of the last two are files and a folder.
@@ -103,21 +103,6 @@ class Ranks:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 @pytest.mark.timeout(1800)

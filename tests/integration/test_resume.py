@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.commands import checkpoint, command, lit, logged
+from helpers.states import assert_equal
 
 # 6 batches of 16 an epoch in SFT and 3 rollouts of 16 with two steps each in GRPO: the run passes the end of an epoch.
 END = {"sft": 10, "grpo": 10}
@@ -89,21 +90,6 @@ def assert_same_end(straight: Path, resumed: Path, stage: str, after: int) -> No
     expected = [row for row in logged(straight) if row["step"] > after]
     assert expected
     assert logged(resumed) == expected
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def test_training_moves_the_weights(runs: Runs, straight: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.commands import checkpoint, command, lit, logged
+from helpers.states import assert_equal
 from lit_vlaa.generation import CachedGenerator
 
 # 3 rollouts of 16 prompts an epoch, of 4 steps each: two passes over two halves. The run ends within the second epoch.
@@ -65,21 +66,6 @@ def straight(runs: Runs) -> Path:
     """The run without interruption, which saves wherever it lies between two steps of a rollout."""
     folder = runs.root / "straight"
     return runs.run("straight", f"{CALLBACKS}+=helpers.interruptions.SaveBetweenSteps", f"{CALLBACKS}.folder={folder}")
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def assert_same_end(straight: Path, resumed: Path, number: int = 0) -> None:
@@ -176,21 +162,28 @@ def preempting(**options: Any) -> list[str]:
 
 
 # Within an optimiser step with others of the rollout left, within a rollout's last step, after a batch that a
-# validation follows, within a validation.
+# validation follows, within a validation, within one at the end of an epoch.
 @pytest.mark.parametrize(
-    ("step", "place", "stopped"),
-    [(5, "optimizer", 6), (3, "optimizer", 4), (8, "batch", 8), (8, "validation", 8)],
+    ("step", "place", "stopped", "every"),
+    [
+        (5, "optimizer", 6, 2),
+        (3, "optimizer", 4, 2),
+        (8, "batch", 8, 2),
+        (8, "validation", 8, 2),
+        (12, "validation", 12, 3),
+    ],
 )
 def test_preempted(
     step: int,
     place: str,
     stopped: int,
+    every: int,
     runs: Runs,
     straight: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = f"preempted-{step}-{place}"
-    options = {"trainer__limit_val_batches": 2} if place == "validation" else {}
+    options = {"trainer__limit_val_batches": 2, "trainer__val_check_interval": every} if place == "validation" else {}
     capsys.readouterr()
     root = runs.run(name, *preempting(step=step, place=place), code=143, **options)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-vlaa: ")]

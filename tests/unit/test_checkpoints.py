@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
+from helpers.modules import InMemoryData, make_module, quiet_trainer
 from lit_vlaa.checkpoints import (
     WholeCheckpointIO,
     is_sharded_checkpoint,
@@ -225,3 +227,14 @@ def test_older_ones_are_not_looked_at(tmp_path: Path) -> None:
     os.truncate(write(tmp_path / "torn.ckpt", age=20), 100)
     good = write(tmp_path / "good.ckpt")
     assert newest([tmp_path], "M") == (good, [])
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_runs_write_whole_checkpoints_unless_told_otherwise(kind: str) -> None:
+    class Own(TorchCheckpointIO):
+        pass
+
+    for given, wanted in ((None, WholeCheckpointIO), (Own(), Own)):
+        trainer = quiet_trainer(limit_train_batches=1, plugins=None if given is None else [given])
+        trainer.fit(make_module(kind), datamodule=InMemoryData(kind))
+        assert type(trainer.strategy.checkpoint_io) is wanted

@@ -90,9 +90,12 @@ def test_flags_are_those_of_fit(words: list[str], field: str, value: Any, seen: 
 
 
 def test_sft_rolls_nothing_out(seen: list[Run]) -> None:
-    assert doctor(SFT, "--memory_gb=1000", "--model.backbone.lora.parts=[language,merger]") == 0
+    assert (
+        doctor(SFT, "--memory_gb=1000", "--model.backbone.lora.rank=4", "--model.backbone.lora.parts=[language,merger]")
+        == 0
+    )
     assert (seen[0].rollouts, seen[0].reference, seen[0].ranks) == (None, "none", 1)
-    assert seen[0].backbone.lora is not None
+    assert seen[0].backbone.adapters is not None
     assert seen[0].backbone.lora.parts == ("language", "merger")
 
 

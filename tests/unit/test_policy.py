@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import random
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from helpers.modules import (
 )
 from helpers.samples import tiny_backbone
 from lit_vlaa.backbone import Backbone, BackboneConfig
+from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.sft import SFTModule
@@ -353,3 +355,39 @@ def test_training_is_the_same_with_evaluation_in_between(kind: str) -> None:
 def test_settings_out_of_range_name_their_flag(kind: str, options: dict[str, Any], flag: str) -> None:
     with pytest.raises(ValueError, match=rf"--model\.{flag}"):
         make_module(kind, **options)
+
+
+@KINDS
+def test_gradients_that_stay_infinite_end_the_run_with_a_checkpoint(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(make_module(kind), InMemoryData(kind))
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_vlaa.policy._MOST_SKIPPED", 2)
+        patch.setattr("lit_vlaa.policy.clip_gradients", lambda *_: math.inf)
+        path = tmp_path / "checkpoints" / "stopped.ckpt"
+        with pytest.raises(RunStoppedError, match=rf"step 0: 2 gradients in a row .*--ckpt_path {path}"):
+            fit(make_module(kind), InMemoryData(kind), default_root_dir=tmp_path)
+    # Two batches of SFT were begun, the two steps of one rollout; what is left is done as it would have been.
+    trainer = quiet_trainer()
+    trainer.fit(make_module(kind), datamodule=InMemoryData(kind), ckpt_path=path)
+    stored = torch.load(path, weights_only=True)
+    assert stored["global_step"] == 0
+    assert stored["skipped_in_a_row"] == 0
+    assert trainer.global_step == whole["steps"] - 1  # the first of the two steps is lost
+
+
+@KINDS
+def test_skipped_steps_are_counted_across_an_interruption(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_vlaa.policy.clip_gradients", lambda *_: math.nan)
+    path = tmp_path / "run.ckpt"
+    fit(make_module(kind), InMemoryData(kind), limit_train_batches=1, save=str(path))
+    before = torch.load(path, weights_only=True)["skipped_in_a_row"]
+    assert before == {"sft": 1, "grpo": 2}[kind]
+    monkeypatch.setattr("lit_vlaa.policy._MOST_SKIPPED", before + 1)
+    with pytest.raises(RunStoppedError, match=f"{before + 1} gradients in a row"):
+        quiet_trainer(max_epochs=2, default_root_dir=tmp_path).fit(
+            make_module(kind), datamodule=InMemoryData(kind), ckpt_path=path
+        )

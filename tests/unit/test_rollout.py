@@ -14,13 +14,13 @@ import torch
 from helpers.samples import mixed_prompts, tiny_backbone
 from lit_vlaa.algorithm import AdvantageConfig
 from lit_vlaa.kl import k1, k3
+from lit_vlaa.resampling import replace_groups
 from lit_vlaa.rollout import (
     Rollout,
     Sampled,
     divergence,
     flatten,
     judge,
-    replace_groups,
     request_for,
     table,
     with_advantages,

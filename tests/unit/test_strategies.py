@@ -9,14 +9,9 @@ import torch
 from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
-from lit_vlaa.strategies import (
-    FSDP2Strategy,
-    accumulate,
-    clip_gradients,
-    map_strategy_name,
-    mixed_precision_policy,
-    unsharded,
-)
+from lit_vlaa.parallel import accumulate, clip_gradients, unsharded
+from lit_vlaa.sharding import mixed_precision_policy
+from lit_vlaa.strategies import FSDP2Strategy, map_strategy_name
 
 
 def test_names_are_registered() -> None:

@@ -36,7 +36,7 @@ def moved(**options: Any) -> Backbone:
 
 def start(init_from: Path | None, lora: dict[str, Any] | None = None, **options: Any) -> Tensor:
     """What a run that starts from `init_from` thinks of the samples at its first step."""
-    config = BackboneConfig(max_pixels=84 * 84, lora=None if lora is None else LoRAConfig(**lora), **options)
+    config = BackboneConfig(max_pixels=84 * 84, lora=LoRAConfig(**(lora or {})), **options)
     return scores(build_backbone(config, init_from=None if init_from is None else str(init_from)))
 
 

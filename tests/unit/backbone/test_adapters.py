@@ -212,7 +212,8 @@ def test_adapters_stay_in_float32(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        ({"rank": 0}, r"lora\.rank must be at least 1"),
+        ({"rank": -1}, r"lora\.rank must be 0"),
+        ({"rank": 0}, r"lora\.alpha does nothing without --model\.backbone\.lora\.rank"),
         ({"alpha": 0.0}, r"lora\.alpha must be positive"),
         ({"dropout": 1.0}, r"lora\.dropout must be in"),
         ({"parts": ()}, r"lora\.parts must be one or more"),
@@ -226,7 +227,7 @@ def test_settings_that_cannot_be(options: dict[str, Any], flag: str) -> None:
 
 def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match=r"freeze and --model\.backbone\.lora\.parts both name vision"):
-        BackboneConfig(freeze=("vision",), lora=LoRAConfig(parts=("vision", "language")))
+        BackboneConfig(freeze=("vision",), lora=LoRAConfig(rank=2, parts=("vision", "language")))
     with pytest.raises(ValueError, match=r"quantize nf4: .* --model\.backbone\.lora\.rank 16"):
         BackboneConfig(quantize="nf4")
 

@@ -102,6 +102,17 @@ def test_a_folder_is_all_of_its_files(tmp_path: Path) -> None:
     assert list(read_verdicts(folder)) == [("logic", "0"), ("maths", "0"), ("maths", "1")]
 
 
+def test_of_an_evaluations_folder_one_evaluation_is_read(tmp_path: Path) -> None:
+    for name, hit in (("test", True), ("step_10", False)):
+        write(tmp_path / "maths" / f"{name}.jsonl", [row("maths", "0", hit)])
+        assert len(read_verdicts(tmp_path)) == 1 if name == "test" else True
+        assert read_verdicts(tmp_path, name)["maths", "0"].hit is hit
+    with pytest.raises(ValueError, match=r"several evaluations; choose one by --name: step_10, test"):
+        read_verdicts(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no final\.jsonl here or one level below; there are step_10, test"):
+        read_verdicts(tmp_path, "final")
+
+
 def test_a_row_may_stand_twice_if_it_says_the_same(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", side("10") + side("10"))
     assert len(read_verdicts(path)) == 2
@@ -154,7 +165,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         refused(capsys, str(a), str(tmp_path / "no.jsonl"))
         == f"{tmp_path}/no.jsonl: cannot be read: No such file or directory"
     )
-    assert refused(capsys, str(a), str(tmp_path / "empty")).endswith("there is no .jsonl file in this folder")
+    assert refused(capsys, str(a), str(tmp_path / "empty")).endswith("there is no .jsonl here or one level below")
     assert refused(capsys, str(a)) == "the following arguments are required: B"
     assert refused(capsys, str(a), str(a), "--bogus") == "unrecognized arguments: --bogus"
     assert "File exists" in refused(capsys, str(a), str(a), "--output-dir", str(tmp_path / "taken"))

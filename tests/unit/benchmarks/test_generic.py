@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from callbacks.benchmarks import EvalRecord, JSONLBenchmark, Score
+from callbacks.benchmarks.generic import FileImage
 from helpers.benchmark_files import picture
 
 
@@ -219,6 +221,27 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xff"}')
     with pytest.raises(ValueError, match=r"latin\.jsonl: not UTF-8"):
         JSONLBenchmark(path=tmp_path / "latin.jsonl").load(None)
+
+
+@pytest.mark.parametrize("image_root", [None, "elsewhere"])
+def test_a_relative_path_is_looked_for_in_the_data_folder_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_root: str | None
+) -> None:
+    work, data = tmp_path / "work", tmp_path / "data"
+    for folder, answer in ((work, "here"), (data, "there")):
+        (folder / "elsewhere").mkdir(parents=True)
+        for place in (folder, folder / "elsewhere"):
+            Image.new("RGB", (4, 4)).save(place / "a.png")
+        line = {"question": "Where?", "answer": answer, "image": "a.png"}
+        (folder / "own.jsonl").write_text(json.dumps(line))
+    monkeypatch.chdir(work)
+    benchmark = JSONLBenchmark(path="own.jsonl", image_root=image_root)
+    (here,), (there,) = benchmark.load(None), benchmark.load(data)
+    assert (here.answer, there.answer) == ("here", "there")
+    # Images lie beside the file that was found, or where the user says.
+    assert there.images == (FileImage((data if image_root is None else work / "elsewhere") / "a.png", there.origin),)
+    assert benchmark.load(tmp_path)[0].answer == "here"
+    assert benchmark.path == Path("own.jsonl")
 
 
 def test_name_and_title(tmp_path: Path) -> None:

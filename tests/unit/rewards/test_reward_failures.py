@@ -74,3 +74,18 @@ def test_completions_without_an_answer_do_not_hide_a_scorer_that_is_down() -> No
 
 def test_a_limit_of_one_never_stops() -> None:
     assert FailureWatch(KINDS, most=1.0, window=1).update(counts(math={"timeout": 9})) is None
+
+
+def test_a_resumed_run_looks_back_on_what_the_interrupted_one_saw() -> None:
+    watch, resumed = (FailureWatch(KINDS, most=0.5, window=4) for _ in range(2))
+    watch.update(counts(math={"timeout": 3}))
+    resumed.load_state(watch.state())
+    reasons = [one.update(counts(math={"timeout": 1})) for one in (watch, resumed)]
+    assert reasons[0] == reasons[1]
+    assert "4 of the latest 4 math answers" in str(reasons[0])
+
+
+def test_what_ended_a_run_is_not_held_against_the_one_that_goes_on() -> None:
+    watch = FailureWatch(KINDS, most=0.5, window=4)
+    assert watch.update(counts(math={"timeout": 4})) is not None
+    assert watch.update(counts(math={"ok": 1})) is None
