@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from helpers.modules import InMemoryData, make_module
 from helpers.samples import tiny_backbone
 from lit_vlaa.backbone import BackboneConfig
+from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.policy import PolicyModule
 
 
@@ -59,7 +60,7 @@ def test_a_run_that_has_broken_down_stops(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("lit_vlaa.policy._MOST_SKIPPED", 2)
     module = make_module("sft")
     spoil(module, range(10))
-    with pytest.warns(UserWarning, match="norm"), pytest.raises(RuntimeError, match=r"2 gradients in a row"):
+    with pytest.warns(UserWarning, match="norm"), pytest.raises(RunStoppedError, match=r"2 gradients in a row"):
         trainer(tmp_path).fit(module, InMemoryData("sft"))
 
 

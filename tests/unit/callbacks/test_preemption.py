@@ -86,8 +86,14 @@ def steps(path: Path) -> int:
 
 @pytest.mark.parametrize(("step", "place", "stopped"), [(4, "optimizer", 5), (5, "optimizer", 6), (3, "batch", 3)])
 def test_stops_at_the_next_safe_place(
-    step: int, place: Any, stopped: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    step: int,
+    place: Any,
+    stopped: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # other tests leave a command of this program's there
     with pytest.raises(PreemptedExit) as caught:
         fit(tmp_path, Preemption(), SignalAt(step=step, place=place))
     assert caught.value.code == 143
