@@ -192,11 +192,11 @@ class BenchmarkEvaluation(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates in full, where validation is a command of its own."""
         if trainer.state.fn == "validate":
-            pl_module.log_dict(self._evaluate(trainer, pl_module, "validate", "full"), rank_zero_only=True)
+            self._log_command(trainer, pl_module, "validate")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates in full."""
-        pl_module.log_dict(self._evaluate(trainer, pl_module, "test", "full"), rank_zero_only=True)
+        self._log_command(trainer, pl_module, "test")
 
     def state_dict(self) -> dict[str, Any]:
         """When the last evaluation was, and whether it is still going on."""
@@ -248,7 +248,7 @@ class BenchmarkEvaluation(Callback):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # caches of long answers lie across the room that training needs
         if trainer.is_global_zero:
-            publish(
+            shown = publish(
                 trainer,
                 results,
                 folder=folder,
@@ -258,6 +258,8 @@ class BenchmarkEvaluation(Callback):
                 base=self.base,
                 published=self.published,
             )
+            if scope == "full":
+                rank_zero_info(f"\n{shown}\n")
         rank_zero_info(f"benchmarks ({label}) took {time.perf_counter() - started:.0f} s: {folder / 'summary.json'}")
         return scalars(results)
 
@@ -273,6 +275,13 @@ class BenchmarkEvaluation(Callback):
         own = getattr(getattr(trainer, "datamodule", None), "prompt", None)
         prompt: str = getattr(own, "system_prompt", DEFAULT_SYSTEM_PROMPT)
         return prompt
+
+    def _log_command(self, trainer: Trainer, module: LightningModule, label: str) -> None:
+        """Logs headlines where Lightning prints them, and the rest where only loggers see it."""
+        values = self._evaluate(trainer, module, label, "full")
+        first = {name: value for name, value in values.items() if name.count("/") == 1}
+        module.log_dict(first, rank_zero_only=True)
+        self._log(trainer, {name: value for name, value in values.items() if name not in first})
 
     def _log(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Sends numbers to the loggers now: Lightning would wait for its own turn, or leave them out."""

@@ -35,7 +35,7 @@ def publish(
     weights: str,
     base: Path | None,
     published: str | None,
-) -> None:
+) -> str:
     """Writes an evaluation's results; on one rank.
 
     Args:
@@ -47,6 +47,9 @@ def publish(
         weights: Digest of the evaluated weights, for the summary.
         base: Another `summary.json` to compare with; None takes this one's row ahead of the first step.
         published: Row of the paper's table to compare with.
+
+    Returns:
+        The table.
     """
     path = folder / "summary.json"
     others: dict[str, Mapping[str, float]] = {}
@@ -67,9 +70,10 @@ def publish(
     }
     row = {"scope": scope, "step": trainer.global_step, "weights": weights, AVERAGE: average(results)}
     write_summary(path, label, {**row, "benchmarks": found})
-    figure = chart(results, others, label)
+    figure, rows = chart(results, others, label), table(results, others)
     figure.savefig(folder / f"{label}.png", dpi=120)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("eval/table", table(results, others), trainer.global_step)
+            logger.experiment.add_text("eval/table", rows, trainer.global_step)
             logger.experiment.add_figure("eval/chart", figure, trainer.global_step)
+    return rows

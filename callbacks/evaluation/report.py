@@ -12,6 +12,8 @@ from callbacks.benchmarks.interface import Benchmark
 from callbacks.evaluation.responses import write_whole
 
 AVERAGE = "average"
+_LEAST_TOP = 5.0
+"""Percent that the chart's axis reaches at least."""
 Scope = Literal["subset", "full"]
 
 
@@ -103,8 +105,8 @@ def chart(results: Sequence[Result], others: Mapping[str, Mapping[str, float]], 
     axes.set_xticks(range(len(results)), [_label(result) for result in results])
     axes.set_ylabel("score in %")
     axes.set_title(heading)
-    axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
+    axes.set_ylim(bottom=0, top=max(_LEAST_TOP, axes.get_ylim()[1]))
     handles = [Patch(color=f"C{number}", label=title) for number, title in enumerate(series)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(series), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
