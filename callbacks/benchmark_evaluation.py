@@ -8,36 +8,30 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from callbacks.benchmarks.interface import Benchmark, EvalRecord, Judge, Profile
 from callbacks.benchmarks.published import PUBLISHED
 from callbacks.benchmarks.registry import load_benchmark
+from callbacks.evaluation.checkpoints import check_monitors, save_by_score
+from callbacks.evaluation.computation import digests
 from callbacks.evaluation.generate import Encoder
+from callbacks.evaluation.progress import Progress, after_training
 from callbacks.evaluation.publish import publish
 from callbacks.evaluation.report import AVERAGE, Result, Scope, read_summary, scalars
-from callbacks.evaluation.responses import settings_digest
-from callbacks.evaluation.runner import Runner
-from callbacks.evaluation.weights import weights_digest
+from callbacks.evaluation.rows import load_rows, subset_sizes
+from callbacks.evaluation.runner import NoRowLeftError, Runner
 from lit_vlaa.prompts import DEFAULT_SYSTEM_PROMPT
 from lit_vlaa.protocols import AnsweringModule, Preparable
 from lit_vlaa.types import SamplingParams
 
-SUBSET: Mapping[str, int] = MappingProxyType(
-    {"mathvista": 100, "mathvision": 100, "mathverse": 80, "dynamath": 200, "wemath": 115, "logicvista": 60}
-)
-"""Rows of each benchmark that are evaluated during training unless `subset` says otherwise."""
-
-_OTHER_ROWS = 100
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -46,8 +40,8 @@ class BenchmarkEvaluation(Callback):
 
     Logged: `eval/<benchmark>`, the number that the paper reports, in percent; `eval/<benchmark>_stderr`; further
     numbers below `eval/<benchmark>/`; `eval/average`. `ModelCheckpoint(monitor="eval/<benchmark>", mode="max")` keeps
-    the best checkpoint if its `every_n_train_steps` is this callback's `every_n_steps`. TensorBoard shows a table and a
-    bar chart.
+    the best checkpoint if its `every_n_train_steps` is this callback's `every_n_steps`, a multiple of the steps that a
+    batch gives. TensorBoard shows a table and a bar chart.
 
     Written: `<dirpath>/<benchmark>/<name>.jsonl` with every answer, what was extracted of it and the verdict, where
     name is `step_<n>`, `final`, `validate` or `test`; `<dirpath>/<name>.png`; `<dirpath>/summary.json`. An evaluation
@@ -117,17 +111,15 @@ class BenchmarkEvaluation(Callback):
                 )
         if not names:
             raise ValueError("BenchmarkEvaluation: no benchmark is named; give benchmarks or custom")
-        if isinstance(subset, dict) and (unknown := sorted(subset.keys() - set(names))):
-            raise ValueError(f"BenchmarkEvaluation: subset names {', '.join(unknown)}; known are {', '.join(names)}")
-        rows = subset if isinstance(subset, dict) else dict.fromkeys(names, subset)
-        self.subset = {name: rows.get(name) or SUBSET.get(name, _OTHER_ROWS) for name in names}
+        self.subset = subset_sizes(names, subset)
         numbers = {"every_n_steps": every_n_steps, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        for option, value in [*numbers.items(), *((f"subset of {name}", count) for name, count in rows.items())]:
+        for option, value in numbers.items():
             if value is not None and value < 1:
                 raise ValueError(f"BenchmarkEvaluation: {option} must be at least 1, got {value}")
         if published is not None and published not in PUBLISHED:
             raise ValueError(f"BenchmarkEvaluation: published {published!r} is none of {', '.join(PUBLISHED)}")
-        if base is not None and not read_summary(Path(base)):
+        self.base, self.published = None if base is None else Path(base).expanduser(), published
+        if self.base is not None and not read_summary(self.base):
             raise ValueError(f"BenchmarkEvaluation: base {base} is no summary.json of an evaluation")
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.every_n_steps, self.at_start, self.at_end = every_n_steps, at_start, at_end
@@ -135,10 +127,8 @@ class BenchmarkEvaluation(Callback):
         self.params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0)
         self.system_prompt, self.judge = system_prompt, judge
         self.dirpath = None if dirpath is None else Path(dirpath).expanduser()
-        self.base, self.published = None if base is None else Path(base), published
         self._records: dict[str, list[EvalRecord]] = {}
-        self._turn = 0
-        self._interrupted = False
+        self._progress = Progress()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reads the benchmarks and tries out the judge, before any work.
@@ -150,12 +140,13 @@ class BenchmarkEvaluation(Callback):
             return
         if not all(hasattr(type(pl_module), name) for name in ("complete", "rollout_mode", "step_boundary")):
             raise ValueError(f"BenchmarkEvaluation: {type(pl_module).__name__} cannot answer prompts")
-        for callback in trainer.checkpoint_callbacks if stage == "fit" else ():
-            if isinstance(callback, ModelCheckpoint):
-                self._check_monitor(callback)
+        if stage == "fit":
+            self._progress = Progress(last=trainer.global_step)
+            names = {AVERAGE, *(benchmark.name for benchmark in self.benchmarks)}
+            check_monitors(trainer, pl_module, names=names, every_n_steps=self.every_n_steps)
         for benchmark in self.benchmarks:
             if benchmark.name not in self._records:
-                self._records[benchmark.name] = benchmark.load(self.data_dir)
+                self._records[benchmark.name] = load_rows(benchmark, self.data_dir)
         if isinstance(self.judge, Preparable):
             self.judge.prepare()
         if self.judge is None and (unjudged := [b.title for b in self.benchmarks if not b.rules_suffice]):
@@ -164,9 +155,15 @@ class BenchmarkEvaluation(Callback):
                 "leaderboard; see undecided_rate"
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sees to what an interruption leaves of a run that has nothing left to train."""
+        after_training(trainer, lambda: self._catch_up(trainer, pl_module))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates the weights that the run starts from, or ends what an interruption left."""
-        if self._interrupted or (self.at_start and not trainer.global_step):
+        if self._progress.pending:
+            save_by_score(trainer, pl_module, self._on_the_way(trainer, pl_module))
+        elif self.at_start and not trainer.global_step:
             self._on_the_way(trainer, pl_module)
 
     def on_train_batch_end(
@@ -178,16 +175,15 @@ class BenchmarkEvaluation(Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Evaluates when it is time."""
-        if self.every_n_steps is None or trainer.global_step // self.every_n_steps <= self._turn:
-            return
-        self._turn = trainer.global_step // self.every_n_steps
-        # For ModelCheckpoint; the loggers have it already, and under its own step.
-        pl_module.log_dict(self._on_the_way(trainer, pl_module), logger=False)
+        if self._progress.due(trainer.global_step, self.every_n_steps):
+            # For ModelCheckpoint; the loggers have it already, and under its own step.
+            pl_module.log_dict(self._on_the_way(trainer, pl_module), logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates in full."""
-        if self.at_end:
+        if self.at_end and self._progress.full != trainer.global_step:
             self._log(trainer, self._evaluate(trainer, pl_module, "final", "full"))
+            self._progress.full = trainer.global_step
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluates in full, where validation is a command of its own."""
@@ -200,35 +196,41 @@ class BenchmarkEvaluation(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """When the last evaluation was, and whether it is still going on."""
-        return {"turn": self._turn, "interrupted": self._interrupted}
+        return asdict(self._progress)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the rhythm of the interrupted run."""
-        self._turn, self._interrupted = int(state_dict["turn"]), bool(state_dict["interrupted"])
+        self._progress = Progress(**state_dict)
+
+    def _catch_up(self, trainer: Trainer, module: LightningModule) -> None:
+        """Evaluates what `on_train_start` and `on_train_end` would have, had Lightning called them."""
+        if self._progress.pending:
+            save_by_score(trainer, module, self._on_the_way(trainer, module))
+        if trainer.global_step:
+            self.on_train_end(trainer, module)
 
     def _on_the_way(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        self._interrupted = True
+        self._progress.last, self._progress.pending = trainer.global_step, True
         values = self._evaluate(trainer, module, f"step_{trainer.global_step}", "subset")
-        self._interrupted = False
+        self._progress.pending = False
         self._log(trainer, values)
         return values
 
     def _evaluate(self, trainer: Trainer, module: LightningModule, label: str, scope: Scope) -> dict[str, float]:
-        """Evaluates all benchmarks and reports; training goes on afterwards as if nothing had happened."""
+        """Evaluates all benchmarks and reports; training goes on afterwards as if nothing had happened.
+
+        Raises:
+            NoRowLeftError: If a benchmark has no score, once the others are reported; while training it is a warning.
+        """
         started = time.perf_counter()
         policy = cast("AnsweringModule", module)
         folder = self.dirpath or Path(trainer.default_root_dir) / "benchmarks"
         prompt = self._prompt(trainer)
         results: list[Result] = []
+        lost: list[str] = []
         with isolate_rng():
-            with policy.rollout_mode():
-                weights = weights_digest(policy.backbone.named_parameters())
-            settings = settings_digest(
-                weights=trainer.strategy.broadcast(weights),
-                precision=str(trainer.precision),
-                system_prompt=prompt,
-                processor=policy.processor.settings,
-                max_new_tokens=self.params.max_new_tokens,
+            weights, settings = digests(
+                trainer, policy, system_prompt=prompt, max_new_tokens=self.params.max_new_tokens
             )
             runner = Runner(
                 trainer=trainer,
@@ -242,12 +244,15 @@ class BenchmarkEvaluation(Callback):
             for benchmark in self.benchmarks:
                 own = folder / benchmark.name
                 rows = self._rows(benchmark, scope)
-                results.append(runner.run(benchmark, rows, own / settings, own / f"{label}.jsonl"))
+                try:
+                    results.append(runner.run(benchmark, rows, own / settings, own / f"{label}.jsonl"))
+                except NoRowLeftError as error:
+                    lost.append(str(error))
                 if trainer.training and benchmark is not self.benchmarks[-1]:
                     policy.step_boundary()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # caches of long answers lie across the room that training needs
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and results:
             shown = publish(
                 trainer,
                 results,
@@ -261,6 +266,10 @@ class BenchmarkEvaluation(Callback):
             if scope == "full":
                 rank_zero_info(f"\n{shown}\n")
         rank_zero_info(f"benchmarks ({label}) took {time.perf_counter() - started:.0f} s: {folder / 'summary.json'}")
+        if lost and not trainer.training:
+            raise NoRowLeftError("; ".join(lost))
+        for reason in lost:
+            rank_zero_warn(f"{reason}. It is left out of eval/{AVERAGE}")
         return scalars(results)
 
     def _rows(self, benchmark: Benchmark, scope: Scope) -> list[EvalRecord]:
@@ -287,17 +296,3 @@ class BenchmarkEvaluation(Callback):
         """Sends numbers to the loggers now: Lightning would wait for its own turn, or leave them out."""
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-
-    def _check_monitor(self, callback: ModelCheckpoint) -> None:
-        """Refuses a checkpoint by score whose saving would meet no score, or an old one."""
-        monitor, every = callback.monitor, callback._every_n_train_steps
-        if monitor is None or not monitor.startswith("eval/"):
-            return
-        names = {benchmark.name for benchmark in self.benchmarks} | {AVERAGE}
-        if monitor.split("/")[1].removesuffix("_stderr") not in names:
-            raise ValueError(f"ModelCheckpoint monitors {monitor}, but evaluated are {', '.join(sorted(names))}")
-        if self.every_n_steps is None or not every or every % self.every_n_steps:
-            raise ValueError(
-                f"ModelCheckpoint monitors {monitor} and saves every {every} steps, BenchmarkEvaluation evaluates "
-                f"every {self.every_n_steps}: set every_n_train_steps and every_n_steps alike"
-            )

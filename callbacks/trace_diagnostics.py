@@ -31,7 +31,8 @@ class TraceDiagnostics(Callback):
       with any cue among correct and wrong ones
 
     Completions without a verdict are neither correct nor wrong. What a rollout has none of is not logged. Works with
-    any module whose `training_step` returns `{"rollout": sequence of ScoredGroup}`.
+    any module whose `training_step` returns `{"rollout": sequence of ScoredGroup}`, or a dictionary without it for a
+    batch that gave no rollout.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class TraceDiagnostics(Callback):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: LightningModule,  # noqa: ARG002
         outputs: Any,
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
@@ -90,7 +91,10 @@ class TraceDiagnostics(Callback):
         if not len(rows):
             return
         values = summary(rows, self.cues)
-        pl_module.log_dict({f"trace/{name}": value for name, value in values.items()}, rank_zero_only=True)
+        if trainer.is_global_zero:
+            # Not by `log`, which would go on logging the last value of what this rollout has none of.
+            for logger in trainer.loggers:
+                logger.log_metrics({f"trace/{name}": value for name, value in values.items()}, trainer.global_step)
         self._note({"step": float(trainer.global_step), "reward": float(rows[:, 0].nanmean()), **values})
         if self._rollouts % self.every_n_rollouts == 0:
             self._draw(trainer)

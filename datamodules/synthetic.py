@@ -102,16 +102,16 @@ class _Row:
 def write_dataset(
     root: Path | str,
     *,
-    sft_count: int,
-    grpo_count: int,
-    test_count: int,
-    seed: int,
+    sft_count: int = 12_800,
+    grpo_count: int = 3840,
+    test_count: int = 2000,
+    seed: int = 11,
     image_size: int = 84,
     aha_fraction: float = 0.3,
     weights: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> SyntheticPaths:
-    """Writes the data set, or finds it written already with the same parameters.
+    """Writes the data set, or finds it written already with the same parameters; by default that of the quickstart.
 
     The same parameters give the same bytes. The folder appears whole or not at all.
 

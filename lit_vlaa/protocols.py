@@ -46,6 +46,10 @@ class AnsweringModule(Protocol):
     def backbone(self) -> nn.Module:
         """The model; its parameters are whole while `rollout_mode` is open."""
 
+    @property
+    def engine(self) -> object:
+        """What completes prompts; its class and its public settings belong to what an answer depends on."""
+
     def rollout_mode(self) -> AbstractContextManager[None]:
         """The model whole on every rank, in evaluation mode and without gradients; opened on all ranks together."""
 

@@ -72,7 +72,7 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
     stage("grpo", [*grpo, root("grpo"), start])
     stage("eval_sft", [*test, root("eval_sft"), start])
     stage("eval_grpo", [*test, root("eval_grpo"), f"--model.init_from={checkpoint(output_dir / 'grpo')}"])
-    folders = [str(output_dir / f"eval_{arm}" / "benchmarks") for arm in ("grpo", "sft")]
+    folders = [str(output_dir / f"eval_{arm}" / "benchmarks") for arm in ("sft", "grpo")]
     stage("compare", ["eval", "compare", *folders, f"--output-dir={output_dir / 'compare'}"])
     scores = {arm: _test_scores(newest_log(output_dir / f"eval_{arm}")) for arm in ("sft", "grpo")}
     picture = plot(output_dir, scores)

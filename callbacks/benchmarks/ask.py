@@ -12,6 +12,9 @@ T = TypeVar("T")
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)
 """The reference's five tries, each less cautious than the last; WeMath takes three of them, DynaMath one."""
 
+UNANSWERED = 2
+"""Calls in a row without a reply, each of which the judge itself has repeated, after which a question is given up."""
+
 MAX_REPLY_CHARS = 4_000
 """What of a reply is read: 128 tokens need less."""
 
@@ -25,7 +28,7 @@ def ask(
     read: Callable[[str], T | None],
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> tuple[T | None, int]:
-    """Calls the judge until a reply can be read.
+    """Calls the judge until a reply can be read, or none comes twice in a row.
 
     Args:
         judge: None where there is none.
@@ -39,12 +42,15 @@ def ask(
     """
     if judge is None:
         return None, 0
-    for calls, temperature in enumerate(temperatures, 1):
+    calls = unanswered = 0
+    for temperature in temperatures:
         reply = judge(prompt, temperature)
+        calls += 1
+        unanswered = unanswered + 1 if reply is None else 0
         value = None if reply is None else read(reply[:MAX_REPLY_CHARS])
-        if value is not None:
+        if value is not None or unanswered == UNANSWERED:
             return value, calls
-    return None, len(temperatures)
+    return None, calls
 
 
 def shown(prediction: str) -> str:

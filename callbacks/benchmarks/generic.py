@@ -29,7 +29,7 @@ from PIL import Image
 
 from callbacks.benchmarks.ask import ask, shown
 from callbacks.benchmarks.columns import listed, optional, required
-from callbacks.benchmarks.images import MAX_BYTES, MAX_IMAGES, decode
+from callbacks.benchmarks.images import MAX_BYTES, MAX_IMAGES, decode, digest
 from callbacks.benchmarks.interface import AnswerKind, Benchmark, EvalRecord, Judge, Profile, Score
 from callbacks.benchmarks.numbers import TOLERANCE, Reading, read_number
 from callbacks.benchmarks.options import infer_option, labelled
@@ -52,6 +52,14 @@ class FileImage:
     origin: str = ""
     """`file:row`, for messages."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the file as it is now."""
+        try:
+            return digest(self._bytes())
+        except OSError:
+            return ""
+
     def open(self) -> Image.Image:
         """Decodes the file.
 
@@ -59,11 +67,14 @@ class FileImage:
             ValueError: If it is gone, too large or broken; the message names the row.
         """
         try:
-            with self.path.open("rb") as stream:
-                content = stream.read(MAX_BYTES + 1)
+            content = self._bytes()
         except OSError as error:
             raise ValueError(f"{self.origin}: {error}") from error
         return decode(content, f"{self.origin}: {self.path.name}")
+
+    def _bytes(self) -> bytes:
+        with self.path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import httpx
 from datasets.exceptions import DatasetsError
 from PIL import Image
 
-from callbacks.benchmarks.images import decode
+from callbacks.benchmarks.images import decode, digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +26,28 @@ class HubImage:
     origin: str
     """`repository[split]:row`, for messages."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the image's bytes. The data set's own fingerprint would differ from one machine to the next."""
+        content = self._bytes()
+        return digest(content) if content else ""
+
     def open(self) -> Image.Image:
         """Reads the image's bytes and decodes them.
 
         Raises:
             ValueError: If it is broken, or the data set holds a path in place of its bytes.
         """
+        content = self._bytes()
+        if not content:
+            raise ValueError(f"{self.origin}: the data set holds no bytes of this image")
+        return decode(content, self.origin)
+
+    def _bytes(self) -> bytes | None:
         cell = _cell(self.column, self.row)
         item = (cell if self.place is None else cell.values[self.place]).as_py() or {}
-        if not item.get("bytes"):
-            raise ValueError(f"{self.origin}: the data set holds no bytes of this image")
-        return decode(item["bytes"], self.origin)
+        content: bytes | None = item.get("bytes")
+        return content
 
 
 def hub_rows(repository: str, configuration: str | None, split: str, *, advice: str) -> Iterator[dict[str, Any]]:

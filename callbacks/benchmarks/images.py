@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import re
 import warnings
@@ -39,6 +40,11 @@ class EncodedImage:
     origin: str = ""
     """`file:row`, for messages."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the text."""
+        return digest(self.data.encode("utf-8", "surrogatepass"))
+
     def open(self) -> Image.Image:
         """Decodes the image.
 
@@ -55,6 +61,11 @@ class EncodedImage:
         except (binascii.Error, ValueError) as error:
             raise ValueError(f"{where}: the image is not base64: {error}") from error
         return decode(content, where)
+
+
+def digest(content: bytes) -> str:
+    """16 hexadecimal digits that stand for `content`."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def decode(content: bytes, where: str) -> Image.Image:

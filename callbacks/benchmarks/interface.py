@@ -25,6 +25,13 @@ Judge = Callable[[str, float], str | None]
 class EvalImage(Protocol):
     """An image that is not decoded before it is needed. Survives pickling."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Another text for another image; the same on every machine. Empty where the image cannot be read.
+
+        Answers are known again by it, so make it of the content, not of a file's name or time.
+        """
+
     def open(self) -> Image.Image:
         """The image as RGB.
 
@@ -86,6 +93,8 @@ class Benchmark(ABC):
     """Hub data set: repository, configuration (or None), split."""
     headline: ClassVar[str] = "score"
     """Key of `aggregate` that the paper reports."""
+    plural_tags: ClassVar[tuple[str, ...]] = ()
+    """Tags whose text holds several values, parted by ", "; a row counts for each."""
     rules_suffice: ClassVar[bool] = True
     """False where the score without a judge cannot be compared with the leaderboard's."""
 
@@ -156,7 +165,8 @@ class Benchmark(ABC):
 
         Args:
             records: The rows that were scored: all of them, or a subset with whole groups.
-            scores: Theirs, in the same order.
+            scores: Theirs, in the same order, as `score` returned them, pickled on their way between ranks; a row whose
+                scoring failed has `Score(None, None, "fallback")`.
 
         Returns:
             Percentages: at least `score`, `stderr` (standard error of the headline), `undecided_rate`, `n` (rows, a

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from callbacks.benchmarks.breaker import Breaker, End
 from callbacks.benchmarks.reply_cache import ReplyCache
 from lit_vlaa.rewards.scorers.chat import OWN_FIELDS, PATH, completion, try_out
 from lit_vlaa.rewards.scorers.client import JsonClient
@@ -31,8 +32,9 @@ class EndpointJudge:
     `cache_dir` the same question is asked once, in this run and in later ones, whichever server answers. Replies of
     servers that fail are not kept. Safe to call from many threads.
 
-    A server that cannot be reached for as long as a call goes on trying is taken for gone: from then on one call at a
-    time tries it once, and all others return at once, until it is back.
+    A server that cannot be reached or answers nothing but errors for as long as a call goes on trying, a few calls in
+    a row, is taken for gone, and so is one that gave no reply for `give_up_after_s`: from then on one call at a time
+    tries it once now and then, and all others return at once, until it is back.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class EndpointJudge:
         timeout_s: float = 60.0,
         retries: int = 3,
         backoff_s: float = 0.5,
+        give_up_after_s: float = 600.0,
     ) -> None:
         """Checks the settings; nothing is sent.
 
@@ -65,6 +68,8 @@ class EndpointJudge:
             timeout_s: Seconds for one try of one request.
             retries: Tries after the first one.
             backoff_s: Seconds before the first repetition; they double from one to the next, up to a minute.
+            give_up_after_s: Seconds of asking without a single reply, on each rank, after which the server is taken
+                for gone; one question with its repetitions takes no longer either. At least `timeout_s`.
 
         Raises:
             ValueError: If a setting cannot work.
@@ -76,9 +81,14 @@ class EndpointJudge:
             "concurrency": concurrency,
             "timeout_s": timeout_s,
             "backoff_s": backoff_s,
+            "give_up_after_s": give_up_after_s,
         }
         self._client = JsonClient(**settings, retries=retries)
         self._scout = JsonClient(**settings, retries=0)
+        if give_up_after_s < timeout_s:
+            raise ValueError(
+                f"{OPTION}.give_up_after_s must be at least timeout_s, {timeout_s:g}, got {give_up_after_s:g}"
+            )
         if not model.strip():
             raise ValueError(f"{OPTION}.model must be the name of a model at the server, got {model!r}")
         if max_tokens is not None and max_tokens < 1:
@@ -100,8 +110,7 @@ class EndpointJudge:
         """Questions without a reply."""
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(concurrency)
-        self._gone = False
-        self._scouting = threading.Lock()
+        self._breaker = Breaker(give_up_after_s)
         self._told: set[str] = set()
 
     def __call__(self, prompt: str, temperature: float) -> str | None:
@@ -151,7 +160,7 @@ class EndpointJudge:
                 f"{OPTION}.model {self.model} replied without text to a question to try it out; raise "
                 f"{OPTION}.max_tokens (a judge that thinks needs thousands) or take another"
             )
-        self._gone = False
+        self._breaker.reset()
 
     def _hint(self) -> str:
         fields = [f"{OPTION}.send_temperature false"] if self.send_temperature else []
@@ -170,22 +179,24 @@ class EndpointJudge:
     def _ask(self, request: dict[str, Any]) -> str | None:
         """The text of the server's reply, None without one."""
         with self._slots:
-            scouts = self._gone
-            if scouts and not self._scouting.acquire(blocking=False):
+            turn = self._breaker.admit()
+            if turn is None:
                 return None
+            end: End = "abandoned"
             try:
                 with self._lock:
                     self.calls += 1
-                reply = (self._scout if scouts else self._client).ask("POST", PATH, lambda: request)
+                client = self._scout if turn.probe else self._client
+                text, _ = completion(client.ask("POST", PATH, lambda: request, within_s=turn.within_s))
+                end = "refusal" if text is None else "reply"
             except RequestError as error:
-                self._gone = not error.connected
+                end = _end(error)
                 self._tell(str(error))
                 return None
             finally:
-                if scouts:
-                    self._scouting.release()
-        self._gone = False
-        text, _ = completion(reply)
+                self._breaker.release(turn, end)
+                if self._breaker.gone:
+                    self._tell("it is taken for gone; until it is back, questions are left without a reply")
         if text is None:
             self._tell("a reply that holds no text, or is not in the form of a chat completion")
         return text
@@ -197,6 +208,13 @@ class EndpointJudge:
                 return
             self._told.add(reason)
         _log.warning("judge %s at %s: %s", self.model, self.base_url, reason)
+
+
+def _end(error: RequestError) -> End:
+    """What a failed request says of the server; one that asks to wait (429) is there."""
+    if not error.connected:
+        return "unreachable"
+    return "failure" if error.retry and error.status != 429 else "refusal"
 
 
 def _harmless(prompt: str) -> str:

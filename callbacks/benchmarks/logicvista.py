@@ -53,6 +53,7 @@ class LogicVista(Benchmark):
     file = "LogicVista.tsv"
     md5 = "41c5d33adf33765c399e0e6ae588c061"
     hub = ("lscpku/LogicVista", None, "test")
+    plural_tags = ("skill",)
     rules_suffice = False
 
     def record_from_row(self, row: Mapping[str, Any]) -> EvalRecord:
@@ -98,7 +99,7 @@ class LogicVista(Benchmark):
 
     def aggregate(self, records: Sequence[EvalRecord], scores: Sequence[Score]) -> dict[str, float]:
         """`score`, `stderr`, `undecided_rate`, `n`, and `skill/<name>`."""
-        return tally(records, scores, several=("skill",))
+        return tally(records, scores, several=self.plural_tags)
 
     def _labels(self, reply: str) -> str | None:
         """The reply if it is nothing but labels in the form that the profile reads."""

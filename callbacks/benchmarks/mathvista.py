@@ -34,6 +34,7 @@ class MathVista(Benchmark):
     file = "MathVista_MINI.tsv"
     md5 = "f199b98e178e5a2a20e7048f5dcb0464"
     hub = ("AI4Math/MathVista", None, "testmini")
+    plural_tags = ("skills",)
 
     def record_from_row(self, row: Mapping[str, Any]) -> EvalRecord:
         """Reads a row.
@@ -146,7 +147,7 @@ class MathVista(Benchmark):
             records: The rows.
             scores: Theirs, in the same order.
         """
-        return tally(records, scores, several=("skills",))
+        return tally(records, scores, several=self.plural_tags)
 
 
 def _skills(row: Mapping[str, Any]) -> tuple[str, ...]:

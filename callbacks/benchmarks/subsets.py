@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from callbacks.benchmarks.interface import EvalRecord
 
+Shares = Callable[[Mapping[str, int]], Mapping[str, int]]
+"""How many units to take of each stratum, made of how many there are."""
 
-def stratified(records: Sequence[EvalRecord], rows: int, seed: int) -> list[int]:
+
+def stratified(records: Sequence[EvalRecord], rows: int, seed: int, shares_of: Shares | None = None) -> list[int]:
     """Chooses about `rows` rows.
 
     A unit is a group (`EvalRecord.group[0]`), or a row without one. As many units as come nearest to `rows` rows are
@@ -21,6 +24,7 @@ def stratified(records: Sequence[EvalRecord], rows: int, seed: int) -> list[int]
         records: The benchmark.
         rows: How many rows to choose; exact where all units have one row.
         seed: Of the choice.
+        shares_of: Another way to share out the subset over the strata.
 
     Returns:
         Places in `records`, ascending; all of them when `rows` is not less than their number.
@@ -39,8 +43,9 @@ def stratified(records: Sequence[EvalRecord], rows: int, seed: int) -> list[int]
     strata: dict[str, list[tuple[str, str]]] = {}
     for name, places in units.items():
         strata.setdefault(_stratum(records[places[0]]), []).append(name)
+    sizes = {stratum: len(names) for stratum, names in strata.items()}
     wanted = max(1, (2 * rows * len(units) + len(records)) // (2 * len(records)))
-    shares = _largest_remainders({stratum: len(names) for stratum, names in strata.items()}, wanted)
+    shares = _largest_remainders(sizes, wanted) if shares_of is None else shares_of(sizes)
     chosen: list[int] = []
     for stratum, names in strata.items():
         drawn = sorted(names, key=lambda name: _lot(seed, *name))[: shares[stratum]]

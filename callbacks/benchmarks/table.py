@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from callbacks.benchmarks.images import POINTER_CHARS, EncodedImage, split_cell
+from callbacks.benchmarks.images import POINTER_CHARS, EncodedImage, digest, split_cell
 from callbacks.benchmarks.interface import EvalImage
 
 MAX_CELL_CHARS = 1 << 28
@@ -30,6 +30,13 @@ class TSVImage:
     """Which of the cell's images, from 0."""
     origin: str
     """`file:row`, for messages."""
+    cell: str
+    """Digest of the cell as it was loaded."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the cell, and the place in it."""
+        return f"{self.cell}/{self.place}"
 
     def open(self) -> Image.Image:
         """Reads the row again and decodes the image.
@@ -58,6 +65,8 @@ class _Row:
     """What stands in an image cell that is too short for an image."""
     images: int
     """In the cell."""
+    digest: str
+    """Of the cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class Table:
             yield (
                 origin,
                 row.cells,
-                tuple(TSVImage(self.path, owner.offset, self.column, place, origin) for place in places),
+                tuple(TSVImage(self.path, owner.offset, self.column, place, origin, owner.digest) for place in places),
             )
 
 
@@ -161,5 +170,5 @@ def _row(origin: str, number: int, offset: int, header: list[str], cells: list[s
     row = dict(zip(header, cells, strict=True))
     image = row.pop("image").strip()
     if len(image) <= POINTER_CHARS:
-        return _Row(number, offset, row, image, 0)
-    return _Row(number, offset, row, None, len(split_cell(image, origin)))
+        return _Row(number, offset, row, image, 0, "")
+    return _Row(number, offset, row, None, len(split_cell(image, origin)), digest(image.encode()))

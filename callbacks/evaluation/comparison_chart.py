@@ -15,13 +15,13 @@ BETTER, WORSE, UNCLEAR = "#2166ac", "#b2182b", "#777777"
 _LABEL_CHARS = 40
 
 
-def chart(comparisons: Sequence[Comparison], name_a: str, name_b: str) -> Any:
-    """Draws B less A in percent points, coloured where the interval leaves out zero.
+def chart(comparisons: Sequence[Comparison], base: str, new: str) -> Any:
+    """Draws the new model less the baseline in percent points, coloured where the interval leaves out zero.
 
     Args:
         comparisons: In the order of the table.
-        name_a: For the title.
-        name_b: For the title.
+        base: Name of the baseline.
+        new: Name of the other model.
 
     Returns:
         A matplotlib figure, apart from pyplot's state.
@@ -47,8 +47,8 @@ def chart(comparisons: Sequence[Comparison], name_a: str, name_b: str) -> Any:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("difference B - A in percent points, with 95% intervals")
-    axes.set_title(f"A: {_label(name_a)}\nB: {_label(name_b)}", loc="left", fontsize=9, parse_math=False)
+    axes.set_xlabel("difference in percent points, with 95% intervals")
+    axes.set_title(f"{_label(new)} less {_label(base)} (right of 0: better)", loc="left", fontsize=9, parse_math=False)
     return figure
 
 

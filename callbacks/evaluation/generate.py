@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from callbacks.benchmarks.interface import EvalRecord
-from callbacks.evaluation.responses import Answer, row_digest
+from callbacks.evaluation.responses import Answer
 from lit_vlaa.prompts import PromptConfig, build_messages
 from lit_vlaa.protocols import AnsweringModule, ChatProcessor
 from lit_vlaa.types import Prompt, Record, Sample, SamplingParams
@@ -21,8 +21,8 @@ class Batch:
     """What became of some rows."""
 
     answers: list[Answer]
-    failures: list[tuple[EvalRecord, str]]
-    """Rows that could not be put to the model, with the reasons."""
+    failures: list[tuple[str, str]]
+    """Digests of rows that could not be put to the model, with the reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,13 @@ class Encoder:
 
 
 def answer_rows(
-    module: AnsweringModule, records: Sequence[EvalRecord], encode: Encoder, params: SamplingParams, batch_size: int
+    module: AnsweringModule, rows: Mapping[str, EvalRecord], encode: Encoder, params: SamplingParams, batch_size: int
 ) -> Iterator[Batch]:
     """Puts rows to the model; while it writes, the images of the next batch are prepared.
 
     Args:
         module: The model; its `rollout_mode` is open, so that ranks may have different numbers of rows.
-        records: This rank's rows.
+        rows: This rank's rows by their digests.
         encode: Makes the prompts.
         params: How answers are drawn.
         batch_size: Rows a batch.
@@ -70,7 +70,8 @@ def answer_rows(
     Yields:
         One batch after the other, together all rows.
     """
-    parts = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    items = list(rows.items())
+    parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
         upcoming = pool.submit(_encoded, encode, parts[0]) if parts else None
         for number in range(len(parts)):
@@ -84,25 +85,25 @@ def answer_rows(
                 upcoming.exception()  # waits: a tokenizer is not for two threads at a time
             answers = [
                 Answer(
-                    row=row_digest(record),
-                    id=record.id,
+                    row=row,
+                    id=prompt.record.id,
                     response=module.processor.decode(group[0].token_ids),
                     finish=group[0].finish,
                     tokens=group[0].token_ids.numel(),
                 )
-                for (record, _), group in zip(prompts, groups, strict=True)
+                for (row, prompt), group in zip(prompts, groups, strict=True)
             ]
             yield Batch(answers, failures)
 
 
 def _encoded(
-    encode: Encoder, records: Sequence[EvalRecord]
-) -> tuple[list[tuple[EvalRecord, Prompt]], list[tuple[EvalRecord, str]]]:
-    prompts: list[tuple[EvalRecord, Prompt]] = []
-    failures: list[tuple[EvalRecord, str]] = []
-    for record in records:
+    encode: Encoder, rows: Sequence[tuple[str, EvalRecord]]
+) -> tuple[list[tuple[str, Prompt]], list[tuple[str, str]]]:
+    prompts: list[tuple[str, Prompt]] = []
+    failures: list[tuple[str, str]] = []
+    for row, record in rows:
         try:
-            prompts.append((record, encode(record)))
+            prompts.append((row, encode(record)))
         except ValueError as error:
-            failures.append((record, str(error)))
+            failures.append((row, str(error)))
     return prompts, failures

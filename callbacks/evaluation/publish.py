@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from callbacks.benchmarks.published import PUBLISHED
 from callbacks.evaluation.report import (
@@ -54,8 +55,11 @@ def publish(
     path = folder / "summary.json"
     others: dict[str, Mapping[str, float]] = {}
     own = {} if label == _FIRST or scope == "full" else {_FIRST: read_summary(path).get(_FIRST)}
-    if earlier := headlines(own if base is None else read_summary(base), scope):
+    earlier, unlike = headlines(own if base is None else read_summary(base), scope, results)
+    if earlier:
         others["base"] = earlier
+    if unlike:
+        rank_zero_warn(f"the base row of {path if base is None else base} is no measure of {'; of '.join(unlike)}")
     if published is not None:
         others[f"{published} (paper)"] = PUBLISHED[published]
     found = {
@@ -64,6 +68,7 @@ def publish(
             "metric": result.benchmark.headline,
             "profile": result.benchmark.profile,
             "comparable": result.comparable,
+            "caveat": result.caveat,
             "numbers": dict(result.numbers),
         }
         for result in results

@@ -24,8 +24,26 @@ class Result:
     benchmark: Benchmark
     numbers: Mapping[str, float]
     """What `Benchmark.aggregate` gave, and `failed`, `truncated_rate`, `tokens`."""
-    comparable: bool
-    """False where rules alone scored what takes a judge on the leaderboard."""
+    judged: bool
+    """Whether a judge was given."""
+    unanswered: int = 0
+    """Calls of the judge without a reply."""
+    asked: int = 0
+    """Calls of the judge."""
+
+    @property
+    def caveat(self) -> str | None:
+        """Why the number cannot be held against the leaderboard's; None where it can."""
+        if self.unanswered:
+            return f"the judge did not answer {self.unanswered} of {self.asked} calls"
+        if not (self.judged or self.benchmark.rules_suffice):
+            return "scored by rules alone: give a judge"
+        return None
+
+    @property
+    def comparable(self) -> bool:
+        """False where rules alone scored what takes a judge on the leaderboard, and where calls went unanswered."""
+        return self.caveat is None
 
     @property
     def headline(self) -> float:
@@ -41,7 +59,8 @@ def scalars(results: Sequence[Result]) -> dict[str, float]:
         values[name] = result.headline
         values[f"{name}_stderr"] = result.numbers["stderr"]
         values |= {f"{name}/{key}": value for key, value in result.numbers.items() if key != "stderr"}
-    values[f"eval/{AVERAGE}"] = average(results)
+    if results:
+        values[f"eval/{AVERAGE}"] = average(results)
     return values
 
 
@@ -74,8 +93,8 @@ def table(results: Sequence[Result], others: Mapping[str, Mapping[str, float]]) 
         lines.append("| " + " | ".join(cells) + " |")
     means = [f"{average(results):.1f}", "", *(_cell(_mean(row, results)) for row in others.values())]
     lines.append("| average | " + " | ".join([*means, "", "", "", ""]) + " |")
-    if not all(result.comparable for result in results):
-        lines += ["", "\\* scored by rules alone, not comparable with the leaderboard: give a judge"]
+    if caveats := [f"{result.benchmark.title} {result.caveat}" for result in results if not result.comparable]:
+        lines += ["", f"\\* not comparable with the leaderboard: {'; '.join(caveats)}"]
     return "\n".join(lines)
 
 
@@ -127,17 +146,40 @@ def read_summary(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def headlines(summary: Mapping[str, Any], scope: Scope) -> dict[str, float]:
-    """The headlines of a summary's first row of that scope; empty without one, or if it has another form."""
+def headlines(
+    summary: Mapping[str, Any], scope: Scope, results: Sequence[Result]
+) -> tuple[dict[str, float], list[str]]:
+    """What a summary's first row of that scope holds against results.
+
+    Returns:
+        By benchmark the headlines that were found as in `results`: the same scoring, the same number, as many rows; and
+        a text for each that was not. Nothing without such a row, or if it has another form.
+    """
+    found: dict[str, float] = {}
+    unlike: list[str] = []
     try:
         row = next(row for row in summary.values() if row is not None and row["scope"] == scope)
-        return {str(name): float(result["headline"]) for name, result in row["benchmarks"].items()}
+        for result in results:
+            name = result.benchmark.name
+            if (entry := row["benchmarks"].get(name)) is None:
+                continue
+            pairs = {
+                "profile": (entry["profile"], result.benchmark.profile),
+                "metric": (entry["metric"], result.benchmark.headline),
+                "n": (entry["numbers"]["n"], result.numbers["n"]),
+            }
+            differ = [f"{key} is {their}, here {own}" for key, (their, own) in pairs.items() if their != own]
+            if differ:
+                unlike.append(f"{name}: {', '.join(differ)}")
+            else:
+                found[name] = float(entry["headline"])
     except (StopIteration, KeyError, TypeError, ValueError, AttributeError):
-        return {}
+        return {}, []
+    return found, unlike
 
 
 def _label(result: Result) -> str:
-    return result.benchmark.title + ("" if result.comparable else "\n(rules alone)")
+    return result.benchmark.title + ("" if result.comparable else "\n(not comparable)")
 
 
 def _cell(value: float | None) -> str:

@@ -1,8 +1,7 @@
 """Answers on disk: written as they come, found again by what they depend on.
 
 A folder holds the answers of one model under one set of settings, in a file a rank, one JSON object a line. Each line
-names its row by a digest of everything that the row adds to the prompt but the pixels of its images: replace the folder
-of results when you change images under an old name.
+names its row by a digest of everything that the row adds to the prompt, images included.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ class Answer:
 
 
 def row_digest(record: EvalRecord) -> str:
-    """Names a row by its id, its prompt and its number of images."""
-    content = json.dumps([record.id, record.prompt, len(record.images)])
+    """Names a row by its id, its prompt and its images. Reads images that lie in files of their own."""
+    content = json.dumps([record.id, record.prompt, [image.fingerprint for image in record.images]])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

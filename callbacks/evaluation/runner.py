@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from lit_vlaa.types import SamplingParams
 
 _TOLD = 3
 """Rows that a warning names."""
+
+
+class NoRowLeftError(ValueError):
+    """Not one row of a benchmark could be put to the model, so that it has no score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,9 @@ class Runner:
 
         Returns:
             The numbers, the same on every rank.
+
+        Raises:
+            NoRowLeftError: If no row could be put to the model; on every rank.
         """
         with Scorer(benchmark, self.judge, self.judge_threads) as scorer:
             failures = self._answer(records, answers, scorer)
@@ -63,23 +70,34 @@ class Runner:
             for place, record in enumerate(records)
             if known.seen[place] and not (record.group and record.group[0] in incomplete)
         ]
-        lines = [(row.place, row.line(benchmark.name)) for row in rows]
-        everyone = sorted(self._from_all_ranks(lines), key=lambda pair: pair[0])
+        own = ((row.place, (row.line(benchmark.name, benchmark.plural_tags), row.score)) for row in rows)
+        everyone = dict(sorted(self._from_all_ranks(own), key=lambda pair: pair[0]))
         if self.trainer.is_global_zero:
-            chosen = set(kept)
-            write_rows(verdicts, dict(pair for pair in everyone if pair[0] in chosen).values())
-        self._warn(benchmark, scorer, failures, len(records) - len(kept))
-        return self._result(benchmark, records, kept, known)
+            write_rows(verdicts, (everyone[place][0] for place in kept))
+        unanswered, asked = self._warn(benchmark, scorer, failures, len(records), len(kept))
+        scores = [
+            replace(everyone[place][1], hit=known.hit[place], judge_calls=known.judge_calls[place]) for place in kept
+        ]
+        return Result(
+            benchmark,
+            _numbers(benchmark, records, kept, scores, known),
+            judged=self.judge is not None,
+            unanswered=unanswered,
+            asked=asked,
+        )
 
     def _answer(self, records: Sequence[EvalRecord], folder: Path, scorer: Scorer) -> list[tuple[int, str]]:
         """Has this rank's share of the rows answered and scored; returns the rows that could not be."""
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        places = {row_digest(record): place for place, record in enumerate(records)}
+        # One rank looks at the images; with other files on another rank, each would take the other's rows for its own.
+        digests = [row_digest(record) for record in records] if rank == 0 else []
+        places = {row: place for place, row in enumerate(self.trainer.strategy.broadcast(digests))}
         stored = self._from_all_ranks(read_answers(folder, rank=rank, ranks=ranks).items())
         found = {row: answer for row, answer in stored if row in places}
         for row in sorted(found, key=places.__getitem__)[rank::ranks]:
             scorer.add(places[row], records[places[row]], found[row])
-        own = [record for record in records if row_digest(record) not in found][rank::ranks]
+        unanswered = [row for row in places if row not in found]
+        own = {row: records[places[row]] for row in unanswered[rank::ranks]}
         hidden = self.trainer.progress_bar_callback is None or rank > 0
         name = f"eval {scorer.benchmark.name}"
         failures: list[tuple[int, str]] = []
@@ -94,7 +112,7 @@ class Runner:
                 for answer in batch.answers:
                     place = places[answer.row]
                     scorer.add(place, records[place], answer)
-                failures += [(places[row_digest(record)], reason) for record, reason in batch.failures]
+                failures += [(places[row], reason) for row, reason in batch.failures]
                 bar.update(len(batch.answers) + len(batch.failures))
         return failures
 
@@ -107,16 +125,30 @@ class Runner:
         dist.all_gather_object(gathered, own)
         return [item for part in gathered for item in part]
 
-    def _warn(self, benchmark: Benchmark, scorer: Scorer, failures: Sequence[tuple[int, str]], left_out: int) -> None:
-        """Tells of rows and judge calls that came to nothing; rank 0 for all."""
+    def _warn(
+        self, benchmark: Benchmark, scorer: Scorer, failures: Sequence[tuple[int, str]], rows: int, kept: int
+    ) -> tuple[int, int]:
+        """Tells of rows and judge calls that came to nothing; rank 0 for all.
+
+        Returns:
+            Calls of the judge without a reply, and all of them, on all ranks.
+
+        Raises:
+            NoRowLeftError: If no row is kept.
+        """
         reasons = self._from_all_ranks(reason for _, reason in failures)
         errors = self._from_all_ranks(scorer.errors)
         calls = self._from_all_ranks([(scorer.unanswered, scorer.calls)])
         unanswered, asked = (sum(column) for column in zip(*calls, strict=True))
+        if not kept:
+            raise NoRowLeftError(
+                f"{benchmark.title}: none of the {rows} row(s) could be put to the model, so that there is no score. "
+                f"{_some(reasons)}. Fetch the data again, or leave {benchmark.name} out"
+            )
         if reasons:
             rank_zero_warn(
                 f"{benchmark.title}: {len(reasons)} row(s) could not be put to the model; with the others of their "
-                f"groups {left_out} are left out. {_some(reasons)}"
+                f"groups {rows - kept} are left out. {_some(reasons)}"
             )
         if errors:
             rank_zero_warn(
@@ -124,19 +156,18 @@ class Runner:
             )
         if unanswered:
             rank_zero_warn(f"{benchmark.title}: the judge did not answer {unanswered} of {asked} calls")
+        return unanswered, asked
 
-    def _result(
-        self, benchmark: Benchmark, records: Sequence[EvalRecord], kept: Sequence[int], known: Verdicts
-    ) -> Result:
-        scores = [Score(known.hit[place], None, "rule", known.judge_calls[place]) for place in kept]
-        numbers = benchmark.aggregate([records[place] for place in kept], scores)
-        count = max(1, len(kept))
-        numbers |= {
-            "failed": float(sum(known.failed)),
-            "truncated_rate": 100 * sum(known.truncated[place] for place in kept) / count,
-            "tokens": sum(known.tokens[place] for place in kept) / count,
-        }
-        return Result(benchmark, numbers, comparable=benchmark.rules_suffice or self.judge is not None)
+
+def _numbers(
+    benchmark: Benchmark, records: Sequence[EvalRecord], kept: Sequence[int], scores: Sequence[Score], known: Verdicts
+) -> dict[str, float]:
+    """What the benchmark makes of the rows that are kept, and what is known of answers."""
+    return benchmark.aggregate([records[place] for place in kept], scores) | {
+        "failed": float(sum(known.failed)),
+        "truncated_rate": 100 * sum(known.truncated[place] for place in kept) / len(kept),
+        "tokens": sum(known.tokens[place] for place in kept) / len(kept),
+    }
 
 
 def _counters(rows: Sequence[ScoredRow], failures: Sequence[tuple[int, str]]) -> tuple[list[int], dict[str, list[int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,8 +25,8 @@ class ScoredRow:
     """What `Benchmark.reduce` left of the answer."""
     score: Score
 
-    def line(self, benchmark: str) -> dict[str, Any]:
-        """What the file of verdicts says of the row."""
+    def line(self, benchmark: str, plural_tags: Collection[str] = ()) -> dict[str, Any]:
+        """What the file of verdicts says of the row; a tag that holds several values is a list there."""
         return {
             "benchmark": benchmark,
             "id": self.record.id,
@@ -37,7 +38,7 @@ class ScoredRow:
             "judge_calls": self.score.judge_calls,
             "finish": self.answer.finish,
             "tokens": self.answer.tokens,
-            "tags": dict(self.record.tags),
+            "tags": {tag: text.split(", ") if tag in plural_tags else text for tag, text in self.record.tags.items()},
             "group": None if self.record.group is None else list(self.record.group),
         }
 

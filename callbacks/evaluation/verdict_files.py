@@ -21,7 +21,7 @@ class Verdict:
     hit: bool | None
     """None where neither rule nor judge decided."""
     tags: tuple[tuple[str, str], ...]
-    """(tag, value), such as `("subject", "algebra")`."""
+    """(tag, value), such as `("subject", "algebra")`; a tag of several values stands there with each."""
     group: str | None
     """The problem that the row belongs to; None for a row that stands alone."""
     origin: str
@@ -36,8 +36,9 @@ def read_verdicts(path: Path, name: str | None = None) -> dict[Key, Verdict]:
     """Reads all rows of one model.
 
     Args:
-        path: A file, or a folder of `.jsonl` files, or an evaluation's folder with one such folder a benchmark.
-        name: Of the evaluation (`test`, `final`, `step_100`), where a benchmark's folder holds several.
+        path: A file, or a folder of `.jsonl` files, or an evaluation's folder with one such folder a benchmark. Files
+            of different benchmarks are one evaluation, files of the same one are several.
+        name: Of the evaluation (`test`, `final`, `step_100`), where there are several.
 
     Raises:
         ValueError: If it does not exist, holds no row or several evaluations, or a line is no verdict; the message
@@ -45,13 +46,16 @@ def read_verdicts(path: Path, name: str | None = None) -> dict[Key, Verdict]:
     """
     files = _files(path, name) if path.is_dir() else [path]
     found: dict[Key, Verdict] = {}
+    file_of: dict[str, Path] = {}
     for file in files:
         for key, verdict in _rows(file):
+            if (other := file_of.setdefault(key[0], file)) != file:
+                raise ValueError(_several(path, sorted({one.stem for one in files}), key[0], (other, file)))
             earlier = found.setdefault(key, verdict)
             if earlier.hit is not verdict.hit:
                 raise ValueError(
                     f"{verdict.origin}: row {_shown(key[1])} of {_shown(key[0])} has another verdict than in "
-                    f"{earlier.origin}; compare one evaluation with one other"
+                    f"{earlier.origin}; a row has one verdict in one evaluation"
                 )
     if not found:
         raise ValueError(f"{path}: there is no row")
@@ -62,7 +66,7 @@ def _files(folder: Path, name: str | None) -> list[Path]:
     files = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*/*.jsonl"))
     names = sorted({file.stem for file in files})
     if name is None and len(names) > 1 and files[0].parent != folder:
-        raise ValueError(f"{folder}: there are several evaluations; choose one by --name: {', '.join(names)}")
+        raise ValueError(_choose(folder, names))
     chosen = [file for file in files if name in {None, file.stem}]
     if not chosen:
         raise ValueError(
@@ -70,6 +74,16 @@ def _files(folder: Path, name: str | None) -> list[Path]:
             + (f"; there are {', '.join(names)}" if names else "")
         )
     return chosen
+
+
+def _several(path: Path, names: list[str], benchmark: str, files: tuple[Path, Path]) -> str:
+    if len(names) > 1:
+        return _choose(path, names)
+    return f"{files[0]} and {files[1]} both hold {_shown(benchmark)}; give a file, or a folder of one evaluation"
+
+
+def _choose(folder: Path, names: list[str]) -> str:
+    return f"{folder}: there are several evaluations; choose one by --name: {', '.join(names)}"
 
 
 def _rows(path: Path) -> Iterator[tuple[Key, Verdict]]:
@@ -106,11 +120,19 @@ def _row(line: bytes, origin: str) -> tuple[Key, Verdict]:
         raise ValueError(f"{origin}: 'tags' must be an object, got {_shown(json.dumps(tags))}")
     verdict = Verdict(
         hit=row["hit"],
-        tags=tuple((str(tag), str(value)) for tag, value in (tags or {}).items()),
+        tags=tuple((tag, value) for tag, given in (tags or {}).items() for value in _values(tag, given, origin)),
         group=_problem(row.get("group"), origin),
         origin=origin,
     )
     return (str(row["benchmark"]), str(row["id"])), verdict
+
+
+def _values(tag: str, given: Any, origin: str) -> list[str]:
+    """The values of a tag, each once."""
+    values = given if isinstance(given, list) else [given]
+    if not all(isinstance(value, (str, int, float)) for value in values):
+        raise ValueError(f"{origin}: tag {_shown(tag)} must be a text or a list of texts, got {type(given).__name__}")
+    return list(dict.fromkeys(map(str, values)))
 
 
 def _problem(group: Any, origin: str) -> str | None:

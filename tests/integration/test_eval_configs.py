@@ -10,8 +10,9 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import BenchmarkEvaluation
-from callbacks.benchmark_evaluation import SUBSET
 from callbacks.benchmarks.judge import EndpointJudge
+from callbacks.evaluation.checkpoints import check_monitors
+from callbacks.evaluation.rows import SUBSET
 from datamodules import NoRows
 from helpers.commands import lit
 from helpers.launch import ROOT
@@ -114,8 +115,10 @@ def test_evaluation_during_training(base: str, built: list[VLAACLI]) -> None:
     assert "Preemption" in names, "the run's own callbacks stay"
     best = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
     assert [(c.monitor, c.mode) for c in best] == [("eval/average", "max")]
-    for checkpoint in best:
-        callback._check_monitor(checkpoint)
+    cli.model.trainer = cli.trainer
+    cli.trainer._data_connector.attach_data(cli.model, datamodule=cli.datamodule)
+    assert cli.model.steps_per_batch() == {"sft": 1, "grpo": 2}[base]
+    check_monitors(cli.trainer, cli.model, names={"average"}, every_n_steps=callback.every_n_steps)
 
 
 @pytest.mark.parametrize("path", EVAL, ids=lambda path: path.stem)

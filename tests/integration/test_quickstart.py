@@ -112,7 +112,16 @@ def test_both_arms_are_compared_on_the_generated_benchmark(printed: str, output:
     for arm in ("sft", "grpo"):
         lines = (runs / f"eval_{arm}" / "benchmarks" / "drawn_scenes" / "test.jsonl").read_text().splitlines()
         assert len(lines) == asked
-    assert "drawn_scenes" in json.dumps(report)
+    arms = [runs / f"eval_{arm}" / "benchmarks" for arm in ("sft", "grpo")]
+    assert (report["base"], report["new"]) == tuple(map(str, arms))
+    before, after = (
+        sum(json.loads(line)["hit"] is True for line in (arm / "drawn_scenes" / "test.jsonl").open()) for arm in arms
+    )
+    everything = next(part for part in report["comparisons"] if part["part"] == "all rows")
+    assert everything["benchmark"] == "drawn_scenes"
+    # The gain of the later stage: above 0 where it got more right.
+    assert everything["difference"] == pytest.approx(100 * (after - before) / asked)
+    assert (everything["base"], everything["new"]) == pytest.approx((100 * before / asked, 100 * after / asked))
     assert (runs / "compare" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -120,11 +120,8 @@ class JsonClient:
         """A server's words as one short line without the key, safe to log."""
         return printable(text, os.environ.get(self.api_key_env, "").strip() if self.api_key_env else None)
 
-    def ask(self, method: str, path: str, body: Body | None = None) -> dict[str, Any]:
-        """Sends one request, with repetitions.
-
-        Returns:
-            The JSON object of the reply.
+    def ask(self, method: str, path: str, body: Body | None = None, *, within_s: float | None = None) -> dict[str, Any]:
+        """Sends one request, with repetitions, all within `within_s` seconds if given; gives the reply's JSON object.
 
         Raises:
             RequestError: If there was no usable reply.
@@ -133,8 +130,11 @@ class JsonClient:
         key = self.key()
 
         async def work() -> dict[str, Any]:
-            async with self._connections(key) as connections:
-                return await _Session(self, connections, key).persist(method, path, body)
+            try:
+                async with asyncio.timeout(within_s), self._connections(key) as connections:
+                    return await _Session(self, connections, key).persist(method, path, body)
+            except TimeoutError:
+                raise RequestError("no reply in the time for all tries together", retry=True) from None
 
         return run_apart(work)
 
@@ -192,8 +192,7 @@ class JsonClient:
         parts = [f"{count} x {reason}" for reason, count in common[:_SHOWN_REASONS]]
         if len(common) > _SHOWN_REASONS:
             parts.append("and others")
-        where = f"{self.url}{path}"
-        _log.warning("%s: %d of %d requests failed: %s", where, len(reasons), total, "; ".join(parts))
+        _log.warning("%s%s: %d of %d requests failed: %s", self.url, path, len(reasons), total, "; ".join(parts))
 
     def _connections(self, key: str | None) -> httpx.AsyncClient:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}

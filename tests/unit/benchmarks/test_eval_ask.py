@@ -16,10 +16,11 @@ def digit(reply: str) -> int | None:
         (["1"], 1, 1),
         (["0"], 0, 1),
         (["maybe", "1"], 1, 2),
-        ([None, None, "0"], 0, 3),
+        ([None, "0"], 0, 2),
+        (["x", None, None, "0"], None, 3),
         (["", "x", None, "y", "1"], 1, 5),
         (["x"] * 9, None, 5),
-        ([], None, 5),
+        ([None, None, "1"], None, 2),
     ],
     ids=str,
 )

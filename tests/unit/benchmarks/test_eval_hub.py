@@ -131,6 +131,23 @@ def test_faults_of_a_data_set_are_named(hub: Path, tmp_path: Path, monkeypatch: 
         load_records(WeMath(), None)
 
 
+def test_images_are_known_by_their_bytes(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(
+        hub,
+        "test",
+        "image",
+        id=["1", "2", "3", "4"],
+        question=["?"] * 4,
+        answer=["A"] * 4,
+        skill=["spatial"] * 4,
+        image=[picture(1), picture(2), picture(1), None],
+    )
+    monkeypatch.setattr(Plain, "hub", (str(hub), None, "test"))
+    one, two, same, none = (record.images[0].fingerprint for record in load_records(Plain(), None))
+    assert one == same != two
+    assert none == ""
+
+
 def test_an_image_without_bytes_fails_when_it_is_opened(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(hub, "test", "image", id=["1"], question=["?"], answer=["A"], skill=["spatial"], image=[None])
     monkeypatch.setattr(Plain, "hub", (str(hub), None, "test"))

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from callbacks.benchmarks.judge import EndpointJudge
+from callbacks.benchmarks.registry import load_benchmark
 from callbacks.benchmarks.reply_cache import MAX_FILE_BYTES, ReplyCache
+from helpers.judges import picture
 from helpers.scripted_http import Reply, Script, Seen, closed_port, in_turn, scripted
 from lit_vlaa.rewards.scorers.client import JsonClient
 
@@ -33,6 +35,22 @@ def judge(url: str, **options: Any) -> EndpointJudge:
 
 def counts(asked: EndpointJudge) -> tuple[int, int, int]:
     return asked.calls, asked.cached, asked.failed
+
+
+class Clock:
+    """The time as the judge sees it, which only a test moves on."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("callbacks.benchmarks.breaker.monotonic", found)
+    return found
 
 
 def test_one_question_is_one_user_message() -> None:
@@ -270,7 +288,7 @@ def test_a_slow_server_is_given_up() -> None:
 
 
 def test_a_server_that_is_gone_is_tried_once_a_question_until_it_is_back(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tries: list[int] = []
 
@@ -283,15 +301,90 @@ def test_a_server_that_is_gone_is_tried_once_a_question_until_it_is_back(
         asked = judge(f"http://127.0.0.1:{port}")
         assert asked("a", 0.0) is None
         assert tries == [0, 1]  # two pauses: three tries
-        assert [asked(str(number), 0.0) for number in range(5)] == [None] * 5
+        for number in range(5):
+            clock.now += 1.0
+            assert asked(str(number), 0.0) is None
         assert tries == [0, 1]
+        clock.now += 1.0
         with scripted(echo, port):
             assert asked("b", 0.0) == "about b"
         assert asked("c", 0.0) is None
         assert tries == [0, 1, 0, 1]
     assert counts(asked) == (8, 0, 7)
-    assert len(caplog.records) == 1
-    assert "cannot connect" in caplog.text
+    reasons = [record.getMessage().partition(f"{asked.base_url}: ")[2] for record in caplog.records]
+    assert reasons[0].startswith("cannot connect")
+    assert reasons[1:] == ["it is taken for gone; until it is back, questions are left without a reply"]
+
+
+def test_a_server_that_accepts_and_never_replies_is_soon_asked_no_more(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    def script(_: Seen) -> Reply:
+        release.wait(60)
+        return said("late")
+
+    def pause(*_: Any) -> float:
+        clock.now += 20.0
+        return 0.0
+
+    monkeypatch.setattr(JsonClient, "pause", pause)
+
+    benchmark = load_benchmark("logicvista")
+    row = {"index": "1", "question": "Which?", "answer": "B", "skill": "spatial", "image": picture()}
+    with scripted(script) as server:
+        asked = judge(server.url, timeout_s=0.5, retries=1)
+        scores = [benchmark.score(benchmark.record_from_row(row), f"answer {number}", asked) for number in range(16)]
+        # Two calls for the first row and one for the second fail, at two tries each; then one probe.
+        assert len(server.posts()) <= 7
+        release.set()
+    assert {score.hit for score in scores} == {None}
+    assert counts(asked) == (4, 0, 32)
+
+
+def test_a_server_that_errs_is_asked_on_for_a_while(clock: Clock) -> None:
+    def script(_: Seen) -> Reply:
+        clock.now += 5.0
+        return Reply({"error": "overloaded"}, status=503)
+
+    with scripted(script) as server:
+        asked = judge(server.url, retries=0)
+        assert [asked(str(number), 0.0) for number in range(30)] == [None] * 30
+        # Six take the half minute that trouble may last, then one probe.
+        assert len(server.seen) == 7
+
+
+def test_refusals_and_requests_to_wait_are_signs_of_life(clock: Clock) -> None:
+    def script(seen: Seen) -> Reply:
+        clock.now += 50.0
+        return Reply({"error": "no"}, status=int(seen.json["messages"][0]["content"]))
+
+    with scripted(script) as server:
+        asked = judge(server.url, retries=0)
+        for status in ("503", "503", "429", "503", "503", "400", "503", "503"):
+            assert asked(status, 0.0) is None
+        assert len(server.seen) == 8
+
+
+def test_without_a_single_reply_it_ends_in_any_case(clock: Clock) -> None:
+    def script(_: Seen) -> Reply:
+        clock.now += 50.0
+        return Reply({"error": "wait"}, status=429)
+
+    for limit, sent in ((100.0, 3), (300.0, 7)):  # and one probe
+        with scripted(script) as server:
+            asked = judge(server.url, retries=0, give_up_after_s=limit)
+            assert [asked("q", 0.0) for _ in range(20)] == [None] * 20
+            assert len(server.seen) == sent
+
+
+def test_repetitions_end_when_the_judge_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JsonClient, "pause", lambda *_: 3600.0)
+    with scripted(in_turn(Reply({}, status=503))) as server:
+        asked = judge(server.url, timeout_s=0.3, give_up_after_s=0.3)
+        assert asked("q", 0.0) is None
+        assert len(server.seen) <= 1
 
 
 def test_while_one_question_looks_for_the_server_the_others_do_not_wait() -> None:
@@ -306,6 +399,7 @@ def test_while_one_question_looks_for_the_server_the_others_do_not_wait() -> Non
         asked = judge(f"http://127.0.0.1:{port}", retries=0)
         assert asked("a", 0.0) is None
         with scripted(script, port) as server, ThreadPoolExecutor(1) as pool:
+            # The question before was no probe, so that this one may be sent at once.
             scout = pool.submit(asked, "b", 0.0)
             assert arrived.wait(60)
             assert asked("c", 0.0) is None
@@ -426,6 +520,7 @@ def test_a_missing_key_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
         ({"concurrency": 0}, r"judge\.concurrency must be at least 1, got 0"),
         ({"timeout_s": 0.0}, r"judge\.timeout_s must be positive, got 0"),
         ({"retries": -1}, r"judge\.retries must be 0 or positive, got -1"),
+        ({"give_up_after_s": 59.0}, r"judge\.give_up_after_s must be at least timeout_s, 60, got 59"),
         ({"backoff_s": -1.0}, r"judge\.backoff_s must be 0 or positive, got -1"),
         ({"api_key_env": KEY}, r"judge\.api_key_env must be the name of an environment variable"),
         ({"extra_body": {"n": 2, "temperature": 1}}, r"judge\.extra_body must not hold n, temperature"),

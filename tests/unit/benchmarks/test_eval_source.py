@@ -177,6 +177,22 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch: pytes
         image.open()
 
 
+def test_images_are_known_by_what_the_cell_holds(tmp_path: Path) -> None:
+    def prints(*rows: dict[str, Any]) -> list[list[str]]:
+        return [[image.fingerprint for image in record.images] for record in load(tmp_path, *rows)]
+
+    one, two = encoded(picture(1)), encoded(picture(2))
+    [[first], [pointer], [left, right]] = prints(
+        row(image=one), row(index="1", image="0"), row(index="2", image=repr([one, two]))
+    )
+    assert pointer == first
+    assert len({first, left, right}) == 3
+    # Neither the row's place nor its other cells matter, nor who else is in the file.
+    assert prints(row(index="5", question="Why?", image=two), row(image=one))[1] == [first]
+    assert prints(row(image=two)) != [[first]]
+    assert EncodedImage(one).fingerprint == EncodedImage(one, "file:7").fingerprint != EncodedImage(two).fingerprint
+
+
 def test_a_file_that_changed_gives_an_error_not_another_image(tmp_path: Path) -> None:
     record = load(tmp_path, row(), row(index="1"))[1]
     (tmp_path / "LogicVista.tsv").write_text("index\timage\n0\tx\n")

@@ -112,18 +112,46 @@ def test_dynamath_gives_20_whole_seeds() -> None:
     }
 
 
-def test_wemath_gives_whole_problems_of_both_lengths() -> None:
-    benchmark = WeMath()
+def wemath(short: int, long: int) -> list[EvalRecord]:
+    """Problems of two and of three steps."""
     cells = {"question": "?", "answer": "A", "A": "1", "B": "2"}
-    records = [
-        benchmark.record_from_row({**cells, "index": f"{steps}-{n}-{role}", "ID": n, "key": f"{steps}steps_{role}"})
-        for steps, problems in ((2, 360), (3, 165))
+    return [
+        WeMath().record_from_row({**cells, "index": f"{steps}-{n}-{role}", "ID": n, "key": f"{steps}steps_{role}"})
+        for steps, problems in ((2, short), (3, long))
         for n in range(problems)
         for role in ("multi", *range(1, steps + 1))
     ]
-    assert len(records) == 1740
-    chosen = [records[place] for place in benchmark.subset(records, 115, seed=0)]
-    sizes = Counter(r.group[0] for r in chosen if r.group)
-    # 115 rows are 34.7 problems of 1740/525 rows: 35, of which 24.0 have two steps (three rows), 11.0 three (four).
-    assert Counter(sizes.values()) == {3: 24, 4: 11}
-    assert len(chosen) == 116
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "rows", "problems"),
+    [
+        # The specification's: 25 * 3 + 10 * 4 = 115. The next ways are 21 + 13 and 29 + 7.
+        (360, 165, 115, (25, 10)),
+        # 48 * 3 + 22 * 4 = 232 in the proportion 24 : 11 exactly.
+        (360, 165, 232, (48, 22)),
+        # 1740 rows are one too many, 359 * 3 + 165 * 4 = 1737 are two too few.
+        (360, 165, 1739, (360, 165)),
+        (360, 165, 1, (1, 0)),
+        (360, 165, 4, (0, 1)),
+        (5, 0, 7, (2, 0)),
+        (0, 5, 7, (0, 2)),
+    ],
+)
+def test_wemath_gives_whole_problems_of_both_lengths(
+    short: int, long: int, rows: int, problems: tuple[int, int]
+) -> None:
+    records = wemath(short, long)
+    chosen = [records[place] for place in WeMath().subset(records, rows, seed=0)]
+    sizes = Counter(Counter(r.group[0] for r in chosen if r.group).values())
+    assert (sizes[3], sizes[4]) == problems
+    assert sum(sizes.values()) == sum(problems)
+
+
+def test_wemath_draws_by_seed() -> None:
+    records = wemath(40, 20)
+    chosen = [{records[place].id for place in WeMath().subset(records, 23, seed)} for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert WeMath().subset(records, 200, seed=0) == list(range(200))
+    with pytest.raises(ValueError, match="at least 1 row, got 0"):
+        WeMath().subset(records, 0, seed=0)

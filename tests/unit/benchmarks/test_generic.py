@@ -107,8 +107,8 @@ def test_the_judge_extracts_options_and_numbers_but_not_text(tmp_path: Path) -> 
     score = benchmark.score(record(tmp_path, answer="C", choices=COLOURS), "the second", judge)
     assert score == Score(False, "B", "judge", 1)
     assert "(B) dark red" in judge.asked[0][0]
-    judge = Script(*[None] * 5)
-    assert benchmark.score(record(tmp_path, answer=3), "three of them", judge) == Score(None, None, "fallback", 5)
+    judge = Script(*[None] * 2)
+    assert benchmark.score(record(tmp_path, answer=3), "three of them", judge) == Score(None, None, "fallback", 2)
     assert benchmark.score(record(tmp_path, answer="even"), "not odd", Script()) == Score(False, "not odd", "rule")
 
 
@@ -266,3 +266,15 @@ def test_scores_and_subsets(tmp_path: Path) -> None:
     assert (found["topic/a"], found["topic/b"], found["n"]) == (0.0, 25.0, 8.0)
     chosen = benchmark.subset(records, 4, seed=0)
     assert sorted(records[place].tags["topic"] for place in chosen) == ["a", "a", "b", "b"]
+
+
+def test_images_are_known_by_their_files_content(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "1.png")
+    picture(1).save(tmp_path / "same.png")
+    [first, second] = load(tmp_path, *({"question": "?", "answer": 1, "image": name} for name in ("1.png", "same.png")))
+    before = first.images[0].fingerprint
+    assert second.images[0].fingerprint == before
+    picture(2).save(tmp_path / "1.png")
+    assert first.images[0].fingerprint != before
+    (tmp_path / "1.png").unlink()
+    assert first.images[0].fingerprint == ""

@@ -116,8 +116,8 @@ def test_five_calls_of_rising_temperature() -> None:
 
 
 def test_a_judge_that_never_answers_leaves_the_row_undecided() -> None:
-    score = load_benchmark("logicvista").score(record(), "surely the second", Script(*[None] * 5))
-    assert score == Score(None, None, "fallback", 5)
+    score = load_benchmark("logicvista").score(record(), "surely the second", Script(None, None))
+    assert score == Score(None, None, "fallback", 2)
 
 
 def test_a_record_of_a_row() -> None:

@@ -34,7 +34,7 @@ ROWS = {
     "interval": row(answer="(-2, 1]"),
     "kilo": row(answer="2 kg"),
 }
-SILENT: tuple[None, ...] = (None,) * 5
+SILENT: tuple[None, ...] = (None,) * 2
 NO = Score(None, None, "fallback", 0)
 
 
@@ -67,7 +67,7 @@ CASES: list[tuple[str, str, str, Any, Score]] = [
     ("fixed", "mc", "B", ["C"], Score(True, "B", "rule")),
     ("paper head fixed", "free", "so it is fourteen", ["14"], judged(True, "14", 1)),
     ("paper head fixed", "free", "so it is fourteen", [" 14\n"], judged(True, "14", 1)),
-    ("paper head fixed", "free", "so it is fourteen", [None, None, "14"], judged(True, "14", 3)),
+    ("paper head fixed", "free", "so it is fourteen", [None, "14"], judged(True, "14", 2)),
     # The judge compares.
     ("paper head fixed", "interval", "(-2,1]", ["(-2,1]", "1"], judged(True, "(-2,1]", 2)),
     ("paper head fixed", "interval", "(-2,1)", ["(-2,1)", "0"], judged(False, "(-2,1)", 2)),
@@ -83,9 +83,9 @@ CASES: list[tuple[str, str, str, Any, Score]] = [
     ("paper head", "free", "x", ["x", *["maybe"] * 5], Score(False, "x", "fallback", 6)),
     ("fixed", "free", "x", ["x", *["maybe"] * 5], Score(None, "x", "fallback", 6)),
     ("paper head", "free", "x", ["x", *["１", "true", "0/1", "", "01"]], Score(False, "x", "fallback", 6)),
-    ("paper head fixed", "free", "x", ["x", *SILENT], Score(None, "x", "fallback", 6)),
-    ("paper head", "free", "x", ["x", None, "?", None, None, None], Score(False, "x", "fallback", 6)),
-    ("paper head fixed", "free", "x", SILENT, Score(None, None, "fallback", 5)),
+    ("paper head fixed", "free", "x", ["x", *SILENT], Score(None, "x", "fallback", 3)),
+    ("paper head", "free", "x", ["x", None, "?", None, None], Score(False, "x", "fallback", 5)),
+    ("paper head fixed", "free", "x", SILENT, Score(None, None, "fallback", 2)),
 ]
 
 

@@ -40,9 +40,9 @@ ROWS = {
     "pair": row(answer="(1, 2)"),
     "million": row(answer="1,000,000"),
 }
-SILENT: tuple[None, ...] = (None,) * 5
+SILENT: tuple[None, ...] = (None,) * 2
 NO = Score(None, None, "fallback", 0)
-DEAD = Score(None, None, "fallback", 5)
+DEAD = Score(None, None, "fallback", 2)
 
 
 def rule(hit: bool, text: str) -> Score:

@@ -41,9 +41,9 @@ ROWS = {
     "zero.0": row(answer_type="float", answer="0.0"),
     "list": row(answer_type="list", answer="[2007, 2008]"),
 }
-SILENT: tuple[None, ...] = (None,) * 5
+SILENT: tuple[None, ...] = (None,) * 2
 NO = Score(None, None, "fallback", 0)
-DEAD = Score(None, None, "fallback", 5)
+DEAD = Score(None, None, "fallback", 2)
 
 # (profiles, row, answer, judge's replies or None without a judge, verdict)
 CASES: list[tuple[str, str, str, Any, Score]] = [
@@ -66,7 +66,7 @@ CASES: list[tuple[str, str, str, Any, Score]] = [
     # Multiple choice, by the judge.
     ("paper head fixed", "mc", "eight of eleven", ["B"], Score(True, "B", "judge", 1)),
     ("paper head fixed", "mc", "eight of eleven", ["8/11"], Score(True, "B", "judge", 1)),
-    ("paper head fixed", "mc", "A or B", [None, None, "A"], Score(False, "A", "judge", 3)),
+    ("paper head fixed", "mc", "A or B", [None, "A"], Score(False, "A", "judge", 2)),
     ("paper head fixed", "mc", "A or B", ["who knows"], Score(False, "who knows", "judge", 1)),
     ("paper head fixed", "mc", "A or B", [""], Score(False, "", "judge", 1)),
     ("paper head fixed", "mc", "A or B", SILENT, DEAD),

@@ -109,7 +109,7 @@ def test_the_judge_reads_what_the_rule_cannot() -> None:
         (["Option: B."], Score(True, "B", "judge", 1)),
         (["Z"], Score(False, "Z", "judge", 1)),
         ([None, "B"], Score(True, "B", "judge", 2)),
-        ([None, None, None], Score(None, None, "fallback", 3)),
+        ([None, None], Score(None, None, "fallback", 2)),
     ],
     ids=map(str, range(5)),
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import inspect
 import json
 import os
 import signal
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import BenchmarkEvaluation, Preemption
+from callbacks.benchmarks import JSONLBenchmark
 from callbacks.benchmarks.interface import EvalRecord, Score
 from callbacks.benchmarks.published import PUBLISHED
 from datamodules import NoRows
-from helpers.benchmark_files import write_benchmark
+from helpers.benchmark_files import picture, write_benchmark
 from helpers.evaluated import CountingJudge, OtherBenchmark, ToyBenchmark, answered, verdicts
 from helpers.modules import EvaluatedData, InMemoryData, fit, make_module, quiet_trainer
 from helpers.resumable import PlacedData
@@ -203,9 +206,23 @@ def test_a_checkpoint_by_score_that_would_meet_none_is_refused(
         )
 
 
-@pytest.mark.parametrize("monitor", ["eval/average", "eval/toy", "eval/toy_stderr", "eval/toy/undecided_rate", "loss"])
-def test_other_checkpoints_are_left_alone(monitor: str, tmp_path: Path) -> None:
-    evaluation(tmp_path, every_n_steps=2)._check_monitor(ModelCheckpoint(monitor=monitor, every_n_train_steps=4))
+@pytest.mark.parametrize(("every", "refused"), [(2, False), (4, False), (1, True), (3, True)])
+def test_evaluations_that_fall_beside_a_batchs_end_are_refused_with_a_checkpoint_by_score(
+    every: int, refused: bool, tmp_path: Path
+) -> None:
+    def run(*checkpoints: ModelCheckpoint) -> None:
+        callbacks = [evaluation(tmp_path, every_n_steps=every, subset=2), *checkpoints]
+        # Two optimiser steps a batch.
+        fit(make_module("grpo"), InMemoryData("grpo"), callbacks=callbacks, enable_checkpointing=True)
+
+    checkpoint = ModelCheckpoint(dirpath=tmp_path / "best", monitor="eval/toy", mode="max", every_n_train_steps=every)
+    if refused:
+        with pytest.raises(ValueError, match=rf"2 steps, .* every {every} steps fall beside .* a multiple of 2"):
+            run(checkpoint)
+        run(ModelCheckpoint(dirpath=tmp_path / "best", monitor="reward", every_n_train_steps=every))
+    else:
+        run(checkpoint)
+        assert checkpoint.best_model_score is not None
 
 
 def test_numbers_go_to_the_loggers_at_their_step(tmp_path: Path) -> None:
@@ -233,10 +250,22 @@ def test_numbers_go_to_the_loggers_at_their_step(tmp_path: Path) -> None:
     assert "eval/average" in (tmp_path / "v" / "metrics.csv").read_text()
 
 
-def test_the_base_models_row_stands_beside(tmp_path: Path) -> None:
-    base = evaluate(tmp_path / "base", custom=[OtherBenchmark()])
+def test_a_base_row_of_other_rows_does_not_stand_beside(tmp_path: Path) -> None:
+    evaluate(tmp_path / "base", custom=[OtherBenchmark()])
     logger = TensorBoardLogger(tmp_path, name="", version="v")
     callback = evaluation(tmp_path, custom=[OtherBenchmark(rows=6)], base=str(tmp_path / "base" / "summary.json"))
+    with pytest.warns(UserWarning, match=r"base row of .*summary\.json is no measure of other: n is 10\.0, here 6\.0"):
+        quiet_trainer(callbacks=[callback], logger=logger).test(make_module("sft"), NoRows(), verbose=False)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "v")).Reload()
+    assert b"base" not in events.Tensors("eval/table/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_the_base_models_row_stands_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = evaluate(tmp_path / "base", custom=[OtherBenchmark()])
+    logger = TensorBoardLogger(tmp_path, name="", version="v")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    callback = evaluation(tmp_path, custom=[OtherBenchmark(), ToyBenchmark()], base="~/base/summary.json")
     quiet_trainer(callbacks=[callback], logger=logger).test(make_module("sft"), NoRows(), verbose=False)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "v")).Reload()
@@ -297,19 +326,22 @@ OTHER_PROMPTS: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"max_new_tokens": 7},
     "system_prompt": {"system_prompt": "Speak."},
     "max_pixels": {"backbone": {"max_pixels": 56 * 56}},
+    "attention": {"backbone": {"attention": "eager"}},
+    "generator": {"generator": CachedGenerator(max_rows=2)},
 }
 
 
 @pytest.mark.parametrize("change", OTHER_PROMPTS)
 def test_what_an_answer_depends_on_makes_it_a_new_one(change: str, tmp_path: Path) -> None:
     evaluate(tmp_path)
-    module = make_module("sft", backbone=OTHER_PROMPTS[change].get("backbone", {}))
+    chosen = {key: value for key, value in OTHER_PROMPTS[change].items() if key in {"backbone", "generator"}}
+    module = make_module("sft", **chosen)
     module.configure_model()
     if change == "weights":
         with torch.no_grad():
             next(module.backbone.language_model.parameters()).add_(0.01)
     asked = count_answers(module)
-    options = {key: value for key, value in OTHER_PROMPTS[change].items() if key not in {"optim", "backbone"}}
+    options = {key: value for key, value in OTHER_PROMPTS[change].items() if key not in {"optim", *chosen}}
     evaluate(tmp_path, module, **options)
     assert sum(asked) == 10
     assert len({name.split("/")[0] for name in answered(tmp_path)}) == 2
@@ -374,6 +406,39 @@ def test_benchmarks_by_name_with_folder_and_profile(tmp_path: Path) -> None:
     assert row["benchmarks"]["mathvista"]["profile"] == "fixed"
 
 
+class TwiceBenchmark(ToyBenchmark):
+    """Gives one row twice."""
+
+    def load(self, data_dir: Path | None) -> list[EvalRecord]:
+        return [*super().load(data_dir), *super().load(data_dir)[3:4]]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "message"),
+    [
+        (TwiceBenchmark(), r"Toy: 2 rows have the id 'row3'; `load` of TwiceBenchmark must give each row"),
+        (ToyBenchmark(rows=0), r"Toy: `load` of ToyBenchmark gives no rows"),
+    ],
+    ids=["twice", "none"],
+)
+def test_rows_that_a_benchmark_loads_itself_are_checked(benchmark: ToyBenchmark, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path, custom=[benchmark])
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_to_an_image_that_changed_are_asked_for_again(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "1.png")
+    lines = [{"question": "How many?", "answer": number, "image": "1.png"} for number in (1, 2)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"question": "1 + 1?", "answer": 2}])))
+    module = make_module("sft")
+    asked = count_answers(module)
+    for shown in (1, 1, 2):
+        picture(shown).save(tmp_path / "1.png")
+        evaluate(tmp_path / "out", module, custom=[JSONLBenchmark(path=tmp_path / "mine.jsonl")])
+    assert asked == [3, 2], "only the rows with the image, and only when it is another one"
+
+
 def test_a_missing_file_is_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"MathVista.*tsv"):
         evaluate(tmp_path, custom=None, benchmarks=["mathvista"], data_dir=str(tmp_path))
@@ -390,6 +455,29 @@ def test_a_judge_that_dies_is_counted(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"Toy: the judge did not answer (\d+) of \1 calls"):
         row = evaluate(tmp_path, judge=judge)
     assert numbers(row)["undecided_rate"] == 100 * len(judge.asked) / 10 > 0
+    found = row["benchmarks"]["toy"]
+    assert found["comparable"] is False
+    assert found["caveat"] == f"the judge did not answer {len(judge.asked)} of {len(judge.asked)} calls"
+
+
+class RecordingBenchmark(ToyBenchmark):
+    """Keeps what it is to sum up."""
+
+    def aggregate(self, records: Sequence[EvalRecord], scores: Sequence[Score]) -> dict[str, float]:
+        self.scores = list(scores)
+        return super().aggregate(records, scores)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_benchmark_sums_up_the_scores_that_it_gave(again: bool, tmp_path: Path) -> None:
+    benchmark, judge = RecordingBenchmark(), CountingJudge()
+    for _ in range(1 + again):
+        evaluate(tmp_path, custom=[benchmark], judge=judge)
+    lines = verdicts(tmp_path)
+    given = [Score(line["hit"], line["extracted"], line["method"], line["judge_calls"]) for line in lines]
+    assert benchmark.scores == given
+    assert {score.method for score in given} == {"rule", "judge"}
+    assert any(score.extracted for score in given)
 
 
 def test_broken_rows_are_counted_and_left_out_with_their_groups(tmp_path: Path) -> None:
@@ -405,10 +493,44 @@ def test_broken_rows_are_counted_and_left_out_with_their_groups(tmp_path: Path) 
     ]
 
 
-def test_nothing_but_broken_rows(tmp_path: Path) -> None:
-    row = evaluate(tmp_path, custom=[ToyBenchmark(rows=4, broken=[1, 2])])
-    assert (numbers(row)["failed"], numbers(row)["n"], numbers(row)["pairs"]) == (2, 0, 0)
-    assert verdicts(tmp_path) == []
+NOTHING = (
+    r"Toy: none of the 4 row\(s\) could be put to the model.* toy\.tsv:2: the image is broken; "
+    r"toy\.tsv:3: the image is broken\. Fetch the data again, or leave toy out"
+)
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_a_benchmark_without_a_row_that_works_is_an_error(verb: str, tmp_path: Path) -> None:
+    broken = ToyBenchmark(rows=4, broken=[1, 2])
+    with pytest.raises(ValueError, match=NOTHING):
+        evaluate(tmp_path / "alone", verb=verb, custom=[broken])
+    assert not (tmp_path / "alone" / "summary.json").exists()
+    with pytest.raises(ValueError, match=NOTHING):
+        evaluate(tmp_path, verb=verb, custom=[broken, OtherBenchmark()])
+    row = json.loads((tmp_path / "summary.json").read_text())[verb]
+    assert row["benchmarks"].keys() == {"other"}, "what the others came to is not lost"
+
+
+def test_a_benchmark_without_a_row_that_works_is_left_out_while_training(tmp_path: Path) -> None:
+    callback = evaluation(
+        tmp_path, custom=[ToyBenchmark(rows=4, broken=[1, 2]), OtherBenchmark()], every_n_steps=2, at_end=True
+    )
+    logger = CSVLogger(tmp_path, name="", version="logs")
+    with pytest.warns(UserWarning, match=rf"{NOTHING}. It is left out of eval/average"):
+        fit(make_module("sft"), InMemoryData("sft"), callbacks=[callback], logger=logger)
+    for row in json.loads((tmp_path / "summary.json").read_text()).values():
+        assert row["average"] == row["benchmarks"]["other"]["headline"]
+    with (tmp_path / "logs" / "metrics.csv").open() as file:
+        names = next(csv.reader(file))
+    assert "eval/other" in names
+    assert not [name for name in names if name.startswith("eval/toy")]
+
+
+def test_nothing_is_logged_where_no_benchmark_works(tmp_path: Path) -> None:
+    callback = evaluation(tmp_path, custom=[ToyBenchmark(rows=4, broken=[1, 2])], every_n_steps=2)
+    with pytest.warns(UserWarning, match=NOTHING):
+        fit(make_module("sft"), InMemoryData("sft"), callbacks=[callback])
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_scoring_that_fails_is_told_and_undecided(tmp_path: Path) -> None:
@@ -455,6 +577,34 @@ def test_a_run_told_to_stop_amid_an_evaluation_goes_on_with_it(tmp_path: Path) -
     for benchmark in ("toy", "other"):
         names = [name for own in answered(stopped / "out", benchmark).values() for name in own]
         assert len(names) == 30, "ten rows, three times, none twice"
+
+
+def live_tensors() -> tuple[int, int]:
+    """How many tensors there are, and the bytes that they take."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of objects that do not like to be looked at
+        found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    return len(found), sum(tensor.numel() * tensor.element_size() for tensor in found)
+
+
+@KINDS
+def test_an_evaluation_leaves_no_memory_behind(kind: str, tmp_path: Path) -> None:
+    class Count(Callback):
+        def __init__(self) -> None:
+            self.found: list[tuple[int, int]] = []
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.found.append(live_tensors())
+
+    before, after = Count(), Count()
+    options: dict[str, Any] = {"generator": CachedGenerator()} if kind == "grpo" else {}
+    callbacks = [before, evaluation(tmp_path, every_n_steps=1, judge=CountingJudge()), after]
+    fit(make_module(kind, **options), InMemoryData(kind), callbacks=callbacks)
+    assert len(answered(tmp_path)) == 3
+    # The first evaluation leaves what Lightning logs by: a few numbers.
+    assert after.found[1:] == before.found[1:]
+    assert after.found[0][1] - before.found[0][1] < 1000
 
 
 def test_prediction_needs_no_benchmark(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import csv
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import TraceDiagnostics
@@ -34,40 +36,48 @@ ROLLOUT = (
 )
 
 
+class Noting(Logger):
+    """Keeps what is logged."""
+
+    name, version = "noting", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[dict[str, float]] = []
+        self.steps: list[int | None] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if chosen := {name: float(value) for name, value in metrics.items() if name.startswith("trace/")}:
+            self.logged.append(chosen)
+            self.steps.append(step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 class FakeTrainer:
     """The few things that the callback asks of a Trainer."""
 
     world_size = 1
 
     def __init__(self, folder: Path) -> None:
-        self.loggers = [TensorBoardLogger(folder, name="", version="v"), CSVLogger(folder, name="", version="v")]
+        self.noting, self.board = Noting(), TensorBoardLogger(folder, name="", version="v")
+        self.loggers = [self.board, self.noting]
         self.is_global_zero = True
         self.global_step = 0
 
     def pictures(self) -> list[int]:
-        self.loggers[0].finalize("success")
-        events = EventAccumulator(self.loggers[0].log_dir).Reload()
+        self.board.finalize("success")
+        events = EventAccumulator(self.board.log_dir).Reload()
         return [event.step for event in events.Images("trace/curves")] if events.Tags()["images"] else []
 
 
-class Noted:
-    """A module that keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def log_dict(self, values: dict[str, float], *, rank_zero_only: bool) -> None:
-        assert rank_zero_only
-        self.logged.append(values)
-
-
 def run(callback: TraceDiagnostics, trainer: FakeTrainer, rollouts: int, outputs: Any = None) -> list[dict[str, float]]:
-    module = Noted()
     for _ in range(rollouts):
         trainer.global_step += 2
         given = {"rollout": ROLLOUT} if outputs is None else outputs
-        callback.on_train_batch_end(trainer, module, given, None, 0)  # type: ignore[arg-type]
-    return module.logged
+        callback.on_train_batch_end(trainer, None, given, None, 0)  # type: ignore[arg-type]
+    return trainer.noting.logged
 
 
 def test_the_numbers_of_a_rollout(tmp_path: Path) -> None:
@@ -126,7 +136,7 @@ def test_a_rollout_without_verdicts_is_no_number(tmp_path: Path) -> None:
     assert trainer.pictures() == [2]
 
 
-@pytest.mark.parametrize("outputs", [torch.zeros(()), {"loss": 1.0}, {"rollout": ()}])
+@pytest.mark.parametrize("outputs", [torch.zeros(()), {"loss": 1.0}, {}, {"rollout": ()}])
 def test_batches_without_completions_are_passed_over(outputs: Any, tmp_path: Path) -> None:
     callback = TraceDiagnostics()
     assert run(callback, FakeTrainer(tmp_path), 1, outputs) == []
@@ -141,10 +151,10 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(tmp_path: Path) -> None:
     assert trainer.pictures() == [4, 8, 10]
 
 
-def test_only_the_first_rank_draws(tmp_path: Path) -> None:
+def test_only_the_first_rank_draws_and_logs(tmp_path: Path) -> None:
     trainer, callback = FakeTrainer(tmp_path), TraceDiagnostics(every_n_rollouts=1)
     trainer.is_global_zero = False
-    run(callback, trainer, 1)
+    assert run(callback, trainer, 1) == []
     assert trainer.pictures() == []
 
 
@@ -220,16 +230,61 @@ def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> Non
         TraceDiagnostics(**options)
 
 
+class Scripted(LightningModule):
+    """Gives the outputs of a script, one a batch, and takes one optimiser step for each."""
+
+    def __init__(self, script: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.script = script
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> list[int]:
+        return list(range(len(self.script)))
+
+    def training_step(self, batch: int, batch_idx: int) -> Any:
+        self.optimizers().step()  # type: ignore[union-attr]
+        self.log("reward/mean", float(batch))
+        return dict(self.script[batch_idx])
+
+
+def test_a_trainers_log_holds_no_number_of_an_earlier_rollout(tmp_path: Path) -> None:
+    right, wrong = ({"rollout": (group((FORMED, value, tokens)),)} for value, tokens in ((1.0, 10), (0.0, 20)))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=CSVLogger(tmp_path, name="", version="v"),
+        callbacks=[TraceDiagnostics()],
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Scripted([right, wrong, {}, wrong, right]))
+    with (tmp_path / "v" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["trace/length_mean"]]
+    names = ("length_mean", "length_correct", "length_wrong", "aha_correct", "aha_wrong")
+    assert [(row["step"], *(row[f"trace/{name}"] for name in names)) for row in rows] == [
+        ("1", "10.0", "10.0", "", "1.0", ""),
+        ("2", "20.0", "", "20.0", "", "1.0"),
+        ("4", "20.0", "", "20.0", "", "1.0"),
+        ("5", "10.0", "10.0", "", "1.0", ""),
+    ]
+
+
 def train(strategy: str = "auto", devices: int = 1, steps: int = -1, resume: str = "", save: str = "") -> Any:
     """A run of the real module; returns the curves and what was logged."""
     seed_everything(1, verbose=False)
     callback = TraceDiagnostics()
-    trainer = quiet_trainer(strategy=strategy, devices=devices, max_steps=steps, callbacks=[callback])
+    noting = Noting()
+    trainer = quiet_trainer(strategy=strategy, devices=devices, max_steps=steps, callbacks=[callback], logger=noting)
     trainer.fit(make_module("grpo"), PlacedData("grpo"), ckpt_path=resume or None, weights_only=False)
     if save:
         trainer.save_checkpoint(save)
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("trace/")}
-    return {"history": callback.state_dict()["history"], "logged": logged}
+    return {"history": callback.state_dict()["history"], "logged": noting.logged, "steps": noting.steps}
 
 
 def test_two_ranks_say_what_one_says() -> None:
@@ -242,7 +297,10 @@ def test_two_ranks_say_what_one_says() -> None:
     for ranks in (first, second):
         for row, expected in zip(ranks["history"], alone["history"], strict=True):
             assert row == pytest.approx(expected, rel=1e-12)
-    assert first["logged"] == pytest.approx(alone["logged"])
+    assert alone["steps"] == first["steps"] == [2, 4, 6]
+    for logged, expected in zip(first["logged"], alone["logged"], strict=True):
+        assert logged == pytest.approx(expected)
+    assert second["logged"] == []
 
 
 def test_the_checkpoint_of_a_real_run_carries_the_curves(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from callbacks.evaluation.generate import Batch, Encoder, answer_rows
-from callbacks.evaluation.responses import row_digest
 from helpers.evaluated import Picture, ToyBenchmark
 from helpers.samples import tiny_backbone
 from lit_vlaa.backbone import Processor
@@ -32,6 +31,7 @@ class Echo:
     def __init__(self, processor: Processor) -> None:
         self.processor = processor
         self.backbone = nn.Identity()
+        self.engine = object()
         self.calls: list[list[str]] = []
         self.params: list[SamplingParams] = []
 
@@ -57,7 +57,8 @@ class Echo:
 def run(processor: Processor, benchmark: ToyBenchmark, batch_size: int) -> tuple[Echo, list[Batch]]:
     module = Echo(processor)
     encode = Encoder(processor, "Think.")
-    return module, list(answer_rows(module, benchmark.load(None), encode, PARAMS, batch_size))
+    rows = {f"digest of {record.id}": record for record in benchmark.load(None)}
+    return module, list(answer_rows(module, rows, encode, PARAMS, batch_size))
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (100, [5])])
@@ -67,7 +68,7 @@ def test_rows_come_in_batches(batch_size: int, sizes: list[int], processor: Proc
     answers = [answer for batch in batches for answer in batch.answers]
     assert [answer.response for answer in answers] == [f"row{n}" for n in range(5)]
     assert [answer.finish for answer in answers] == ["stop", "length", "stop", "stop", "stop"]
-    assert [answer.row for answer in answers] == [row_digest(record) for record in ToyBenchmark(rows=5).load(None)]
+    assert [(answer.row, answer.id) for answer in answers] == [(f"digest of row{n}", f"row{n}") for n in range(5)]
     assert answers[0].tokens == len(processor.encode_response("row0"))
     assert module.params[0] == PARAMS
 
@@ -79,8 +80,11 @@ def test_no_rows_give_no_batches(processor: Processor) -> None:
 def test_rows_that_cannot_be_opened_are_named_and_passed_over(processor: Processor) -> None:
     module, batches = run(processor, ToyBenchmark(rows=5, broken=[1, 4]), 2)
     assert module.calls == [["row0"], ["row2", "row3"]]
-    failures = [(record.id, reason) for batch in batches for record, reason in batch.failures]
-    assert failures == [("row1", "toy.tsv:2: the image is broken"), ("row4", "toy.tsv:5: the image is broken")]
+    failures = [failure for batch in batches for failure in batch.failures]
+    assert failures == [
+        ("digest of row1", "toy.tsv:2: the image is broken"),
+        ("digest of row4", "toy.tsv:5: the image is broken"),
+    ]
 
 
 def test_the_chat_is_the_system_prompt_then_images_then_the_prompt(processor: Processor) -> None:
@@ -113,4 +117,4 @@ def test_an_error_of_another_kind_is_not_swallowed(processor: Processor) -> None
 
     record = replace(ToyBenchmark().load(None)[1], images=(Odd(1),))
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(answer_rows(Echo(processor), [record], Encoder(processor, ""), PARAMS, 1))
+        list(answer_rows(Echo(processor), {"row": record}, Encoder(processor, ""), PARAMS, 1))

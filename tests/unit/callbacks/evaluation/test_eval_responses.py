@@ -99,7 +99,17 @@ def test_the_first_of_two_answers_counts(tmp_path: Path) -> None:
     assert read_answers(tmp_path, rank=0, ranks=1)["digest of one"] == answer("one")
 
 
-@pytest.mark.parametrize("change", [{"id": "other"}, {"prompt": "Why?"}, {"images": ()}, {"images": (Picture(1),) * 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "other"},
+        {"prompt": "Why?"},
+        {"images": ()},
+        {"images": (Picture(1),) * 2},
+        {"images": (Picture(2),)},
+    ],
+    ids=["id", "prompt", "no image", "two images", "another image"],
+)
 def test_a_row_is_known_by_what_is_asked(change: dict[str, object]) -> None:
     assert row_digest(dataclasses.replace(RECORD, **change)) != row_digest(RECORD)  # type: ignore[arg-type]
 
