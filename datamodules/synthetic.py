@@ -2,6 +2,8 @@
 
 Layout below the root: `images/<folder of the source>/*.png` and, for each of the splits sft and grpo,
 `VLAA-Thinking-<SPLIT>.json`, `...-val.json` and `...-test.json` (JSON Lines for SFT, an array for GRPO, as released).
+`benchmark.jsonl` asks the test rows' questions, those for a box left out, in the form of
+`callbacks.benchmarks.JSONLBenchmark`.
 No two pictures are alike. Both splits' validation files hold the same rows in two forms, and so do their test files, so
 that both stages can be compared on them; apart from that no picture stands in two files.
 """
@@ -25,7 +27,7 @@ from datamodules.sources import SOURCES
 from lit_vlaa.prompts import format_response
 from lit_vlaa.types import Kind
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _REPR_META_EVERY = 3
 _SLASHED_SOURCE = "allava_laion"
@@ -42,6 +44,11 @@ class SyntheticPaths:
     def image_root(self) -> Path:
         """Folder of the images."""
         return self.root / "images"
+
+    @property
+    def benchmark(self) -> Path:
+        """Questions of the test rows."""
+        return self.root / "benchmark.jsonl"
 
     def data_file(self, split: Literal["sft", "grpo"], part: Part = "train") -> Path:
         """Returns the rows of one split and part."""
@@ -66,6 +73,18 @@ class _Row:
     def sft(self) -> dict[str, Any]:
         return {"image": self.image, "question": self.task.question, "answer": self.response}
 
+    def question(self) -> dict[str, Any]:
+        # A letter is text here: the question names its options already.
+        typed = {"kind": "text"} if self.kind in {"mcq", "open_ended"} else {}
+        return {
+            "id": f"{self.source}-{Path(self.image).stem}",
+            "image": f"images/{self.image}",
+            "question": self.task.question,
+            "answer": self.task.truth,
+            "tags": {"kind": self.kind, "source": self.source},
+            **typed,
+        }
+
     def grpo(self, number: int) -> dict[str, Any]:
         distilled = f"<think>\n{self.trace}\n</think>\n\n{self.task.answer}"
         meta: dict[str, Any] = {"caption_model_id": "synthetic", "rationale": "", "ds_answer": distilled}
@@ -83,16 +102,16 @@ class _Row:
 def write_dataset(
     root: Path | str,
     *,
-    sft_count: int,
-    grpo_count: int,
-    test_count: int,
-    seed: int,
+    sft_count: int = 12_800,
+    grpo_count: int = 3840,
+    test_count: int = 2000,
+    seed: int = 11,
     image_size: int = 84,
     aha_fraction: float = 0.3,
     weights: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> SyntheticPaths:
-    """Writes the data set, or finds it written already with the same parameters.
+    """Writes the data set, or finds it written already with the same parameters; by default that of the quickstart.
 
     The same parameters give the same bytes. The folder appears whole or not at all.
 
@@ -157,6 +176,8 @@ class _Maker:
             rows = list(self._rows(part, counts[part], bar))
             _write_lines(self.paths.data_file("sft", part), (row.sft() for row in rows))
             _write_array(self.paths.data_file("grpo", part), (row.grpo(n) for n, row in enumerate(rows)))
+            if part == "test":
+                _write_lines(self.paths.benchmark, (row.question() for row in rows if row.kind != "iou"))
         grpo = self._rows("grpo", counts["grpo"], bar)
         _write_array(self.paths.data_file("grpo"), (row.grpo(n) for n, row in enumerate(grpo)))
         _write_lines(self.paths.data_file("sft"), (row.sft() for row in self._rows("sft", counts["sft"], bar)))

@@ -49,6 +49,11 @@ TOOLS = {
     "rewards serve": Tool(
         "lit_vlaa.rewards.scorers.server:serve", "host a scorer of open-ended answers for other environments"
     ),
+    "eval compare": Tool(
+        "callbacks.evaluation.compare:run",
+        "compare an evaluation with a baseline row by row, with intervals and tests",
+        words=True,
+    ),
     "doctor": Tool("lit_vlaa.doctor:run", "tell whether runs work here, and how much memory one takes", words=True),
     "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
 }

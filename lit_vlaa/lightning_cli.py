@@ -27,8 +27,21 @@ from lit_vlaa.strategies import map_strategy_name
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+_PACKAGES = tuple(str(Path(__file__).resolve().parents[1] / name) for name in ("lit_vlaa", "callbacks", "datamodules"))
+
+
 def _without_noise() -> None:
-    """Drops advertisements, and warnings of Lightning's that are nothing to this program's users."""
+    """Drops advertisements, source lines, and warnings of Lightning's that are nothing to this program's users."""
+    usual = warnings.formatwarning
+
+    def format_warning(
+        message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(_PACKAGES):
+            return f"lit-vlaa: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = format_warning
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not {"litlogger", "litmodels"} & set(re.findall(r"\w+", record.getMessage()))
     )

@@ -83,6 +83,7 @@ class PolicyModule(LightningModule):
         self._logged: set[str] = set()
         self._processor: Processor | None = None
         self._skipped_in_a_row = 0
+        self._in_rollout = False
         self.latest: dict[str, float] = {}
         """What `log_train` was given last."""
         self.unfinished: UnfinishedRollout | None = None
@@ -229,19 +230,39 @@ class PolicyModule(LightningModule):
         total: Tensor = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
         return total
 
+    def on_any_rank(self, true: bool) -> bool:
+        """Whether it is true on one rank at least."""
+        decided: bool = self.trainer.strategy.reduce_boolean_decision(true, all=False)
+        return decided
+
     @contextmanager
     def rollout_mode(self) -> Generator[None]:
-        """The policy whole on every rank, in evaluation mode and without gradients."""
+        """The policy whole on every rank, in evaluation mode and without gradients.
+
+        All ranks enter together. Entered within itself it changes nothing: many calls of `complete`, another number on
+        each rank, may share one.
+        """
+        if self._in_rollout:
+            yield
+            return
         training = self.backbone.training
         self.backbone.eval()
+        self._in_rollout = True
         try:
             with torch.no_grad(), unsharded(self.backbone), _cast_weights_once(self.device.type):
                 yield
         finally:
+            self._in_rollout = False
             self.backbone.train(training)
 
     def complete(
-        self, prompts: Sequence[Prompt], *, group_size: int, step: int | None = None, attempt: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        step: int | None = None,
+        attempt: int = 0,
+        params: SamplingParams | None = None,
     ) -> list[list[Completion]]:
         """Samples completions from the policy.
 
@@ -250,11 +271,15 @@ class PolicyModule(LightningModule):
             group_size: Completions a prompt.
             step: Names the randomness beside the seed; None takes the current optimiser step.
             attempt: How often these prompts were drawn before at this step.
+            params: How to sample; None takes `sampling`.
         """
         key = RolloutKey(seed=self._rollout_seed(), step=self.global_step if step is None else step, attempt=attempt)
         with self.rollout_mode():
-            groups = self.engine.generate(self.backbone, prompts, group_size=group_size, params=self.sampling, key=key)
-        if self._trainer is not None and self.trainer.training:
+            groups = self.engine.generate(
+                self.backbone, prompts, group_size=group_size, params=params or self.sampling, key=key
+            )
+        # Evaluation during training is no part of the batch.
+        if params is None and self._trainer is not None and self.trainer.training:
             self.meter.note_rollout(prompts, groups)
         return groups
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_vlaa.types import BoxSpace, Prompt, RewardRequest, Sample
+from lit_vlaa.types import BoxSpace, Completion, Prompt, RewardRequest, Sample, SamplingParams
 
 
 class ChatProcessor(Protocol):
@@ -21,6 +22,44 @@ class ChatProcessor(Protocol):
 
     def encode_response(self, text: str) -> Tensor:
         """`[C]` tokens of an assistant's response, the end-of-turn token last."""
+
+
+class AnsweringProcessor(ChatProcessor, Protocol):
+    """A processor that also reads what a model wrote."""
+
+    @property
+    def settings(self) -> str:
+        """Everything that decides `encode` besides the sample, as text: to know prompts of the same settings again."""
+
+    def decode(self, token_ids: Tensor) -> str:
+        """Text of sampled tokens without control tokens."""
+
+
+class AnsweringModule(Protocol):
+    """What evaluation needs of a module: prompts in, completions out, the same under every strategy."""
+
+    @property
+    def processor(self) -> AnsweringProcessor:
+        """Chat template, tokenizer and image processing."""
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model; its parameters are whole while `rollout_mode` is open."""
+
+    @property
+    def engine(self) -> object:
+        """What completes prompts; its class and its public settings belong to what an answer depends on."""
+
+    def rollout_mode(self) -> AbstractContextManager[None]:
+        """The model whole on every rank, in evaluation mode and without gradients; opened on all ranks together."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, group_size: int, step: int, params: SamplingParams
+    ) -> list[list[Completion]]:
+        """Samples completions; within `rollout_mode` a rank may call it any number of times."""
+
+    def step_boundary(self) -> None:
+        """Gives callbacks their turn where all ranks are between two optimiser steps: they may save and stop."""
 
 
 class Scorer(Protocol):

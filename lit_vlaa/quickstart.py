@@ -26,7 +26,7 @@ Scores = dict[str, float]
 def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("data/quickstart"), seed: int = 42) -> int:
     """Generates data, trains the embedded tiny model by SFT and then GRPO, and evaluates both on held-out rows.
 
-    Writes `summary.json` and `curves.png` to the output folder.
+    Writes `summary.json`, `curves.png` and a comparison of both on the generated benchmark to the output folder.
 
     Args:
         output_dir: Folder for logs, checkpoints, summary and picture.
@@ -53,10 +53,11 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
         ]
         for stage in ("sft", "grpo")
     )
-    test = ["test", *grpo[1:]]
+    benchmark = [f"--config={CONFIGS / 'eval.yaml'}", f"--trainer.callbacks.data_dir={data_dir}"]
+    test = ["test", grpo[1], *benchmark, *grpo[2:]]
 
     def stage(name: str, words: list[str]) -> None:
-        _say(f"\n[{len(seconds) + 1}/5] {' '.join(['lit-vlaa', *words])}")
+        _say(f"\n[{len(seconds) + 1}/6] {' '.join(['lit-vlaa', *words])}")
         before = time.perf_counter()
         if main(words):
             raise ValueError(f"the quickstart stopped in its stage {name}")
@@ -71,6 +72,8 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
     stage("grpo", [*grpo, root("grpo"), start])
     stage("eval_sft", [*test, root("eval_sft"), start])
     stage("eval_grpo", [*test, root("eval_grpo"), f"--model.init_from={checkpoint(output_dir / 'grpo')}"])
+    folders = [str(output_dir / f"eval_{arm}" / "benchmarks") for arm in ("sft", "grpo")]
+    stage("compare", ["eval", "compare", *folders, f"--output-dir={output_dir / 'compare'}"])
     scores = {arm: _test_scores(newest_log(output_dir / f"eval_{arm}")) for arm in ("sft", "grpo")}
     picture = plot(output_dir, scores)
     summary = {
@@ -83,7 +86,8 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
     path = output_dir / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _say(_table(scores, summary))
-    _say(f"summary:  {path}\npicture:  {picture}\nwatch it: tensorboard --logdir {output_dir}")
+    pictures = f"{picture}, {output_dir / 'compare' / 'comparison.png'}"
+    _say(f"summary:  {path}\npictures: {pictures}\nwatch it: tensorboard --logdir {output_dir}")
     return 0
 
 

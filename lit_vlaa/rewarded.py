@@ -68,6 +68,8 @@ class RewardedModule(PolicyModule):
         return getattr(self.trainer.datamodule, "open_images", None)  # type: ignore[attr-defined]
 
     def _evaluate(self, batch: PromptBatch) -> None:
+        if not len(batch):
+            return
         groups = self.complete(batch.prompts, group_size=1, step=0)
         texts = [self.processor.decode(group[0].token_ids) for group in groups]
         pairs = zip(batch.prompts, texts, strict=True)
@@ -77,6 +79,8 @@ class RewardedModule(PolicyModule):
                 self.eval_stats.update(result.kind, result.value if result.judged else None)
 
     def _log_evaluation(self, stage: str) -> None:
+        if not self.on_any_rank(self.eval_stats.update_called):
+            return
         values = self.eval_stats.compute()
         if values["failed"]:
             rank_zero_warn(f"{stage}: {values['failed']:.0f} answers without a verdict are left out (failed/<kind>)")

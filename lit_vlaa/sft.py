@@ -127,6 +127,8 @@ class SFTModule(PolicyModule):
         self._log_evaluation("test")
 
     def _evaluate(self, batch: SFTBatch, stage: str) -> None:
+        if not len(batch):
+            return
         nll, accuracy = self._metrics(stage)
         batch = _by_length(batch)
         for part in self.micro_batches(_sizes(batch)):
@@ -140,6 +142,8 @@ class SFTModule(PolicyModule):
 
     def _log_evaluation(self, stage: str) -> None:
         nll, accuracy = self._metrics(stage)
+        if not self.on_any_rank(nll.update_called):
+            return
         loss = nll.compute()
         values = {
             f"{stage}/loss": loss,

@@ -6,6 +6,7 @@ PIL image processor, so these two are used directly; the result is the same on e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,14 @@ class Processor:
         self.banned_token_ids: tuple[int, ...] = tuple(vocabulary[token] for token in VISION_TOKENS)
         control = sorted((token for token in tokenizer.get_added_vocab() if token.startswith("<|")), key=len)
         self._control = re.compile("|".join(re.escape(token) for token in reversed(control)))
+
+    @property
+    def settings(self) -> str:
+        """Chat template, vocabulary and image settings as JSON: with these and a sample, a prompt is fixed."""
+        vocabulary = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+        images = self.image_processor.to_dict()
+        template = self.tokenizer.chat_template
+        return json.dumps([template, vocabulary, images], sort_keys=True, default=str)
 
     def encode(self, sample: Sample) -> Prompt:
         """Applies the chat template, tokenises, prepares the images, expands each image's placeholder.

@@ -20,7 +20,8 @@ from lit_vlaa.sft import SFTModule
 CONFIGS = ROOT / "configs"
 TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
 SCORERS = sorted((CONFIGS / "scorer").glob("*.yaml"))
-BASES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml")])
+# That of the quickstart's evaluation goes on top of another: see test_eval_configs.
+BASES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "quickstart").glob("[!e]*.yaml")])
 PAPER = [CONFIGS / "sft.yaml", CONFIGS / "grpo.yaml"]
 Config = dict[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
         for part in ("model", "data"):
             config[part]["init_args"] |= changes.get(part, {})
         (root / "configs" / f"{stage}.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(quickstart.CONFIGS / "eval.yaml", root / "configs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "CONFIGS", root / "configs")
         patch.setattr(quickstart, "_COUNTS", COUNTS)
@@ -95,11 +97,32 @@ def test_table_and_pointers_are_printed(printed: str, summary: dict[str, Any], o
 
 def test_stages_are_commands_that_can_be_repeated(printed: str, tmp_path: Path) -> None:
     stages = re.findall(r"^\[\d/\d\] lit-vlaa (.*)$", printed, flags=re.MULTILINE)
-    assert [line.split()[0] for line in stages] == ["data", "fit", "fit", "test", "test"]
-    assert all("--seed_everything=7" in line for line in stages[1:])
-    repeated = [word for word in stages[-1].split() if "default_root_dir" not in word]
+    assert [line.split()[0] for line in stages] == ["data", "fit", "fit", "test", "test", "eval"]
+    assert all("--seed_everything=7" in line for line in stages[1:-1])
+    repeated = [word for word in stages[-2].split() if "default_root_dir" not in word]
     assert lit(*repeated, f"--trainer.default_root_dir={tmp_path}") == 0
     assert quickstart.newest_log(tmp_path).is_file()
+
+
+def test_both_arms_are_compared_on_the_generated_benchmark(printed: str, output: tuple[Path, Path]) -> None:
+    runs, data = output
+    report = json.loads((runs / "compare" / "comparison.json").read_text())
+    asked = sum(1 for _ in (data / "benchmark.jsonl").open())
+    assert 0 < asked < TEST_ROWS  # questions for a box are left out
+    for arm in ("sft", "grpo"):
+        lines = (runs / f"eval_{arm}" / "benchmarks" / "drawn_scenes" / "test.jsonl").read_text().splitlines()
+        assert len(lines) == asked
+    arms = [runs / f"eval_{arm}" / "benchmarks" for arm in ("sft", "grpo")]
+    assert (report["base"], report["new"]) == tuple(map(str, arms))
+    before, after = (
+        sum(json.loads(line)["hit"] is True for line in (arm / "drawn_scenes" / "test.jsonl").open()) for arm in arms
+    )
+    everything = next(part for part in report["comparisons"] if part["part"] == "all rows")
+    assert everything["benchmark"] == "drawn_scenes"
+    # The gain of the later stage: above 0 where it got more right.
+    assert everything["difference"] == pytest.approx(100 * (after - before) / asked)
+    assert (everything["base"], everything["new"]) == pytest.approx((100 * before / asked, 100 * after / asked))
+    assert (runs / "compare" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_stage_that_fails_is_named(

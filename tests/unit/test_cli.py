@@ -51,7 +51,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    for command in ("fit", "validate", "test", "predict", "data synthetic", "quickstart"):
+    for command in ("fit", "validate", "test", "predict", "data synthetic", "eval compare", "quickstart"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -215,7 +215,7 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
     ("words", "expected"),
     [
         (["fitt"], "there is no command `lit-vlaa fitt`; did you mean `lit-vlaa fit`?"),
-        (["xyz"], "rewards check, rewards serve, doctor, quickstart"),
+        (["xyz"], "rewards check, rewards serve, eval compare, doctor, quickstart"),
         (["data"], "there is no command `lit-vlaa data`; use one of: data synthetic"),
         (["data", "synthetik"], "did you mean `lit-vlaa data synthetic`?"),
     ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import math
 import os
 import random
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -48,7 +50,7 @@ class JsonClient:
         timeout_s: Seconds for one try of one request, reply included.
         retries: Tries after the first one.
         backoff_s: Seconds before the first repetition; they double from one to the next, up to a minute.
-        give_up_after_s: Seconds for a batch; what is open then has failed.
+        give_up_after_s: Seconds for a batch (`post_many`); what is open then has failed.
 
     Raises:
         ValueError: If a setting cannot work.
@@ -64,10 +66,11 @@ class JsonClient:
         timeout_s: float,
         retries: int,
         backoff_s: float,
-        give_up_after_s: float,
+        give_up_after_s: float = 600.0,
     ) -> None:
         self.url = clean_url(url, option)
-        self._prefix = option.rpartition(".")[0]
+        self.option = option
+        self.prefix = option.rpartition(".")[0]
         for ok, name, value, wanted in (
             (concurrency >= 1, "concurrency", concurrency, "at least 1"),
             (0 < timeout_s < math.inf, "timeout_s", timeout_s, "positive"),
@@ -76,10 +79,10 @@ class JsonClient:
             (0 < give_up_after_s < math.inf, "give_up_after_s", give_up_after_s, "positive"),
         ):
             if not ok:
-                raise ValueError(f"{self._prefix}.{name} must be {wanted}, got {value}")
+                raise ValueError(f"{self.prefix}.{name} must be {wanted}, got {value}")
         if api_key_env is not None and not api_key_env.isidentifier():
             # Most likely the key itself, which must not be shown.
-            raise ValueError(f"{self._prefix}.api_key_env must be the name of an environment variable, not a key")
+            raise ValueError(f"{self.prefix}.api_key_env must be the name of an environment variable, not a key")
         self.api_key_env = api_key_env
         self.concurrency = concurrency
         self.timeout_s = timeout_s
@@ -99,7 +102,7 @@ class JsonClient:
         """
         if self.api_key_env is None:
             return None
-        name = f"{self._prefix}.api_key_env {self.api_key_env}"
+        name = f"{self.prefix}.api_key_env {self.api_key_env}"
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
             raise ValueError(
@@ -117,11 +120,8 @@ class JsonClient:
         """A server's words as one short line without the key, safe to log."""
         return printable(text, os.environ.get(self.api_key_env, "").strip() if self.api_key_env else None)
 
-    def ask(self, method: str, path: str, body: Body | None = None) -> dict[str, Any]:
-        """Sends one request, with repetitions.
-
-        Returns:
-            The JSON object of the reply.
+    def ask(self, method: str, path: str, body: Body | None = None, *, within_s: float | None = None) -> dict[str, Any]:
+        """Sends one request, with repetitions, all within `within_s` seconds if given; gives the reply's JSON object.
 
         Raises:
             RequestError: If there was no usable reply.
@@ -130,8 +130,11 @@ class JsonClient:
         key = self.key()
 
         async def work() -> dict[str, Any]:
-            async with self._connections(key) as connections:
-                return await _Session(self, connections, key).persist(method, path, body)
+            try:
+                async with asyncio.timeout(within_s), self._connections(key) as connections:
+                    return await _Session(self, connections, key).persist(method, path, body)
+            except TimeoutError:
+                raise RequestError("no reply in the time for all tries together", retry=True) from None
 
         return run_apart(work)
 
@@ -189,8 +192,7 @@ class JsonClient:
         parts = [f"{count} x {reason}" for reason, count in common[:_SHOWN_REASONS]]
         if len(common) > _SHOWN_REASONS:
             parts.append("and others")
-        where = f"{self.url}{path}"
-        _log.warning("%s: %d of %d requests failed: %s", where, len(reasons), total, "; ".join(parts))
+        _log.warning("%s%s: %d of %d requests failed: %s", self.url, path, len(reasons), total, "; ".join(parts))
 
     def _connections(self, key: str | None) -> httpx.AsyncClient:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -203,6 +205,7 @@ class JsonClient:
             limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
             follow_redirects=False,
             trust_env=not self._loopback,  # a proxy cannot reach this machine's own servers
+            verify=_certificates(not self._loopback),
         )
 
     def pause(self, attempt: int, asked: float) -> float:
@@ -257,6 +260,12 @@ def _encode(body: Body) -> bytes:
     except Exception as error:  # a data file that cannot be read must not end the run
         _log.debug("a request could not be made", exc_info=True)
         raise RequestError(f"the request could not be made: {printable(str(error))}") from error
+
+
+@functools.cache
+def _certificates(trust_env: bool) -> ssl.SSLContext:
+    """What to trust, as httpx would read it for every client anew, which takes longer than a short request."""
+    return httpx.create_ssl_context(trust_env=trust_env)
 
 
 def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_vlaa.rewards.scorers.chat import OWN_FIELDS, completion, try_out
 from lit_vlaa.rewards.scorers.client import JsonClient
 from lit_vlaa.rewards.scorers.items import EncodedImages, Item, distinct
 from lit_vlaa.rewards.scorers.verdict import AGREEMENT, QUALITY, read_verdict, system_text, user_text
-from lit_vlaa.rewards.scorers.wire import RequestError
 
 if TYPE_CHECKING:
     from lit_vlaa.types import RewardRequest
 
 _log = logging.getLogger(__name__)
-
-_OWN_FIELDS = frozenset({"messages", "model", "n", "stream"})
-_SHOWN_MODELS = 10
 
 
 class ChatJudge:
@@ -96,7 +93,7 @@ class ChatJudge:
         ):
             if not ok:
                 raise ValueError(f"--model.scorer.{name} must be {wanted}, got {value}")
-        if own := sorted(_OWN_FIELDS & set(extra_body or {})):
+        if own := sorted(OWN_FIELDS & set(extra_body or {})):
             raise ValueError(f"--model.scorer.extra_body must not hold {', '.join(own)}, which the judge sets itself")
         # Plain public attributes are what tells one judge from another when a run resumes.
         self.base_url = self._client.url
@@ -141,52 +138,16 @@ class ChatJudge:
         Raises:
             ValueError: If it does not; the message names the option and the remedy.
         """
-        served = self._served()
         probe = _probe()
         images = EncodedImages("JPEG", [probe], max_side=self.max_image_side)
-        try:
-            reply = self._client.ask("POST", "/chat/completions", partial(self._body, probe, images))
-        except RequestError as error:
-            if served is not None and self.model not in served:
-                names = ", ".join(map(self._client.shown, served[:_SHOWN_MODELS])) or "none"
-                raise ValueError(
-                    f"--model.scorer.model {self.model} is not served at {self.base_url}; served: {names} ({error})"
-                ) from error
-            raise ValueError(self._trouble(error)) from error
+        hint = "; for a model that reads no images give --model.scorer.send_images false" if self.send_images else ""
+        reply = try_out(self._client, model=self.model, body=partial(self._body, probe, images), hint=hint)
         score, text = self._verdict(reply)
         if score is None:
             raise ValueError(
                 f"--model.scorer.model {self.model} gave no verdict on a question to try it out but: "
                 f"{self._client.shown(text)}; raise max_tokens (a judge that thinks needs thousands) or take another"
             )
-
-    def _served(self) -> list[str] | None:
-        """The models that the server lists, None if it has no list."""
-        try:
-            reply = self._client.ask("GET", "/models")
-        except RequestError as error:
-            if error.status in {None, 401, 403}:
-                raise ValueError(self._trouble(error)) from error
-            return None
-        found = reply.get("data")
-        if not isinstance(found, list):
-            return None
-        return [model["id"] for model in found if isinstance(model, dict) and isinstance(model.get("id"), str)]
-
-    def _trouble(self, error: RequestError) -> str:
-        """What a failed trial means for the user."""
-        where = f"--model.scorer.base_url {self.base_url}: {error}"
-        if error.status in {401, 403}:
-            key = self._client.api_key_env
-            return f"{where}; " + (
-                f"check the key in {key}" if key else "name the environment variable with the key by api_key_env"
-            )
-        if error.status is None:
-            return f"{where}; is the server running, and is this its address?"
-        if error.status == 404:
-            return f"{where}; the address usually ends in /v1"
-        hint = "; for a model that reads no images give --model.scorer.send_images false" if self.send_images else ""
-        return f"{where}{hint}"
 
     def _body(self, item: Item, images: EncodedImages) -> dict[str, Any]:
         """The JSON of one request."""
@@ -208,13 +169,9 @@ class ChatJudge:
 
     def _verdict(self, reply: dict[str, Any]) -> tuple[float | None, str]:
         """The grade in a server's reply, None if there is none, and what the judge wrote."""
-        try:
-            (choice,) = reply["choices"]
-            text, finish = choice["message"]["content"], choice.get("finish_reason")
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None, "(not in the form of a chat completion)"
-        if not isinstance(text, str):
-            return None, "(no text)"
+        text, finish = completion(reply)
+        if text is None:
+            return None, "(no text, or not in the form of a chat completion)"
         if finish not in (None, "stop"):  # of "10" that was cut, "1" is left
             return None, f"(ended by {finish!r}) {text}"
         return read_verdict(text, scale=self.scale), text

@@ -64,12 +64,10 @@ def read_verdict(reply: str, *, scale: float) -> float | None:
     Returns:
         The score in [0, scale]; None for anything else, as a verdict that has to be searched for can be planted.
     """
-    thought, end, text = reply.rpartition("</think>")
-    if end:
-        thought = thought.strip().removeprefix("<think>")
-        if "<think>" in thought or "</think>" in thought:
-            return None
-    text = _unfenced(text.strip())
+    spoken = after_thought(reply)
+    if spoken is None:
+        return None
+    text = _unfenced(spoken)
     try:
         value: Any = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
@@ -81,6 +79,16 @@ def read_verdict(reply: str, *, scale: float) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= scale:
         return None
     return float(value)
+
+
+def after_thought(reply: str) -> str | None:
+    """What follows a `<think>...</think>`, stripped; all of a reply without one, None if it holds several."""
+    thought, end, text = reply.rpartition("</think>")
+    if end:
+        thought = thought.strip().removeprefix("<think>")
+        if "<think>" in thought or "</think>" in thought:
+            return None
+    return text.strip()
 
 
 def _harmless(char: str) -> str:

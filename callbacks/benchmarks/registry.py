@@ -1,0 +1,43 @@
+"""The benchmarks by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import cast
+
+from callbacks.benchmarks.interface import Benchmark, Profile
+
+_CLASSES = {
+    "mathvista": "MathVista",
+    "mathvision": "MathVision",
+    "mathverse": "MathVerse",
+    "dynamath": "DynaMath",
+    "wemath": "WeMath",
+    "logicvista": "LogicVista",
+}
+
+BENCHMARKS = tuple(_CLASSES)
+"""Names that `load_benchmark` knows, in the order of the paper's table."""
+
+
+def load_benchmark(name: str, profile: Profile = "paper") -> Benchmark:
+    """Makes one of the paper's benchmarks.
+
+    Args:
+        name: One of `BENCHMARKS`, in any case, with or without `-` and `_` (`We-Math`).
+        profile: Whose scoring to follow: `paper`, `head` or `fixed`.
+
+    Raises:
+        ValueError: If the name or the profile is unknown; the message suggests what may have been meant.
+    """
+    key = name.lower().replace("-", "").replace("_", "")
+    if key not in _CLASSES:
+        near = difflib.get_close_matches(key[:40], BENCHMARKS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(
+            f"no benchmark {name[:40]!r}{meant} There are {', '.join(BENCHMARKS)}; for questions in a file of your own "
+            "use class_path: callbacks.benchmarks.JSONLBenchmark"
+        )
+    module = importlib.import_module(f"callbacks.benchmarks.{key}")
+    return cast("Benchmark", getattr(module, _CLASSES[key])(profile=profile))
