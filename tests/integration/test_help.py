@@ -6,14 +6,14 @@ import re
 
 import pytest
 
+import callbacks
 from helpers.commands import lit
+from lit_vlaa.cli import TOOLS
 
 CLASSES = {
     "--model": ["lit_vlaa.sft.SFTModule", "lit_vlaa.grpo.GRPOModule"],
     "--data": ["datamodules.VLAAThinkingDataModule"],
-    "--trainer.callbacks": [
-        f"callbacks.{name}" for name in ("Preemption", "PredictionWriter", "RolloutLogger", "TrainingGuards")
-    ],
+    "--trainer.callbacks": [f"callbacks.{name}" for name in callbacks.__all__],
 }
 SCORERS = ["lexical.LexicalScorer", "reward_model.RewardModelScorer", "judge.ChatJudge", "remote.RemoteScorer"]
 NESTED = {
@@ -51,7 +51,9 @@ def test_units_and_defaults_of_nested_settings(capsys: pytest.CaptureFixture[str
     assert re.search(r"--model.reward.math_timeout_s \S+ Seconds for one comparison .* default: 4\.0", text)
 
 
-@pytest.mark.parametrize("command", ["data synthetic", "rewards check", "rewards serve", "doctor", "quickstart"])
+@pytest.mark.parametrize(
+    "command", ["data synthetic", "rewards check", "rewards serve", "eval compare", "doctor", "quickstart"]
+)
 def test_every_option_of_a_tool(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert lit(*command.split(), "--help") == 0
     assert unexplained(capsys.readouterr().out) == []
