@@ -51,9 +51,7 @@ def test_units_and_defaults_of_nested_settings(capsys: pytest.CaptureFixture[str
     assert re.search(r"--model.reward.math_timeout_s \S+ Seconds for one comparison .* default: 4\.0", text)
 
 
-@pytest.mark.parametrize(
-    "command", ["data synthetic", "rewards check", "rewards serve", "eval compare", "doctor", "quickstart"]
-)
+@pytest.mark.parametrize("command", TOOLS)
 def test_every_option_of_a_tool(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert lit(*command.split(), "--help") == 0
     assert unexplained(capsys.readouterr().out) == []

@@ -634,7 +634,6 @@ def test_another_module_is_refused(tmp_path: Path) -> None:
         ({"base": "nowhere.json"}, "base nowhere.json is no summary.json"),
         ({"profile": "new", "benchmarks": ["mathvista"]}, "profile must be"),
     ],
-    ids=str,
 )
 def test_settings_that_cannot_work(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
