@@ -39,6 +39,7 @@ SHARED = {
     "max_grad_norm",
     "batching",
     "max_tokens_per_micro_batch",
+    "max_skipped_steps",
     "sampling",
     "generator",
     "seed",

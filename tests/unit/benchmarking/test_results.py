@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,19 @@ from benchmarks.report import Report, Row, table, write
 from benchmarks.scaling import Point, exponent
 
 STEP = {"prepare": 0.5, "rollout": 2.0, "reward": 0.0, "update": 1.5, "step": 4.0, "cpu": 6.0}
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """The harness silences libraries for the whole process, which other tests share."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "transformers", "trl", "datasets")]
+    levels, environment = [logger.level for logger in loggers], dict(os.environ)
+    with warnings.catch_warnings():
+        yield
+    os.environ.clear()
+    os.environ.update(environment)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def report() -> Report:
