@@ -2,8 +2,8 @@
 
 Layout below the root: `images/<folder of the source>/*.png` and, for each of the splits sft and grpo,
 `VLAA-Thinking-<SPLIT>.json`, `...-val.json` and `...-test.json` (JSON Lines for SFT, an array for GRPO, as released).
-`benchmark.jsonl` asks the test rows' questions, those for a box left out, in the form of
-`callbacks.benchmarks.JSONLBenchmark`.
+`benchmark.jsonl` asks the test rows' questions in the form of `callbacks.benchmarks.JSONLBenchmark`, those for a box or
+an expression left out, which it does not judge.
 No two pictures are alike. Both splits' validation files hold the same rows in two forms, and so do their test files, so
 that both stages can be compared on them; apart from that no picture stands in two files.
 """
@@ -177,7 +177,7 @@ class _Maker:
             _write_lines(self.paths.data_file("sft", part), (row.sft() for row in rows))
             _write_array(self.paths.data_file("grpo", part), (row.grpo(n) for n, row in enumerate(rows)))
             if part == "test":
-                _write_lines(self.paths.benchmark, (row.question() for row in rows if row.kind != "iou"))
+                _write_lines(self.paths.benchmark, (row.question() for row in rows if row.kind not in {"iou", "math"}))
         grpo = self._rows("grpo", counts["grpo"], bar)
         _write_array(self.paths.data_file("grpo"), (row.grpo(n) for n, row in enumerate(grpo)))
         _write_lines(self.paths.data_file("sft"), (row.sft() for row in self._rows("sft", counts["sft"], bar)))
