@@ -14,6 +14,7 @@ import torch
 from helpers import launch
 from helpers.commands import checkpoint, command, lit, version
 from lit_vlaa.checkpoints import WholeCheckpointIO, problem
+from lit_vlaa.checks import last_checkpoint
 
 CALLBACKS = "--trainer.callbacks"
 
@@ -91,6 +92,30 @@ def test_a_folder_of_its_own_is_looked_at_too(dataset: Path, tmp_path: Path) -> 
     assert lit(*words("sft", dataset, tmp_path / "runs", own, trainer__max_steps=3), "--ckpt_path=last") == 0
     assert steps(tmp_path / "elsewhere" / "last.ckpt") == 3
     assert not left.exists(), "a run that was killed left it"
+
+
+def test_a_loggers_folder_is_looked_at_too(dataset: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    own = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", f"--trainer.logger.save_dir={logs}"]
+    assert lit(*words("sft", dataset, tmp_path / "runs", *own)) == 0
+    (first,) = logs.rglob("last.ckpt")
+    assert lit(*words("sft", dataset, tmp_path / "runs", *own, trainer__max_steps=3), "--ckpt_path=last") == 0
+    assert sorted(steps(path) for path in logs.rglob("last.ckpt")) == [2, 3]
+    assert steps(first) == 2
+
+
+@pytest.mark.parametrize(("rank", "taken"), [("1", True), ("0", False)])
+def test_started_ranks_take_what_the_first_one_found(
+    rank: str, taken: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "trainer": {"default_root_dir": str(root), "callbacks": None, "logger": None},
+        "model": {"class_path": "lit_vlaa.sft.SFTModule"},
+    }
+    first, second = (str(checkpoint(root, "last.ckpt", number)) for number in range(2))
+    monkeypatch.setenv("LIT_VLAA_LAST_CHECKPOINT", first)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert last_checkpoint(config, "fit") == (first if taken else second)
 
 
 def test_there_must_be_one_to_evaluate(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 
+from callbacks import TrainingGuards
 from helpers.modules import (
     BATCH,
     BATCHES,
@@ -30,6 +32,7 @@ from lit_vlaa.algorithm import AdvantageConfig, KLConfig, LossConfig
 from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.grpo import GRPOModule
 from lit_vlaa.rewards.config import RewardConfig
+from lit_vlaa.training_guards import RewardCollapse
 from lit_vlaa.types import Completion, RewardRequest, RewardResult
 
 SHARED = {
@@ -575,3 +578,27 @@ def test_settings_out_of_range_name_their_flag(options: dict[str, Any], flag: st
 def test_a_train_batch_that_does_not_divide_the_rollout_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=rf"--model\.train_batch_size {size} must divide --data\.batch_size 4"):
         train("grpo", train_batch_size=size)
+
+
+def test_a_step_that_ends_the_run_is_counted_by_the_one_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_vlaa.policy.clip_gradients", lambda *_: float("inf"))
+    with pytest.raises(RunStoppedError):
+        fit(make_module("grpo", max_skipped_steps=1), InMemoryData("grpo"), default_root_dir=tmp_path)
+    left = torch.load(tmp_path / "checkpoints" / "stopped.ckpt", weights_only=True)["unfinished_rollout"]
+    assert left["norms"] == []
+    assert not left["means"].any()
+
+
+def test_a_rollout_that_max_steps_cuts_short_is_looked_at_when_it_is_finished() -> None:
+    seen: dict[int, list[Any]] = {}
+    for steps in (1, 2):
+        module, guards = make_module("grpo"), TrainingGuards(reward_collapse=RewardCollapse(window=2))
+        assert isinstance(module, GRPOModule)
+        quiet_trainer(max_steps=steps, callbacks=[guards]).fit(module, datamodule=InMemoryData("grpo"))
+        failures = module.guard.state()["failures"]
+        seen[steps] = [guards.state_dict()["reward_collapse"]["memory"], [kind for kind in failures if failures[kind]]]
+    assert seen[1] == [{}, []]
+    assert len(seen[2][0]["rewards"]) == 1
+    assert seen[2][1] == ["digit"]
