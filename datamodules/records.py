@@ -221,7 +221,7 @@ class _Row:
             raise self._bad("answer", "no answer and no ds_answer; the sft split needs one of them")
         response = to_response(value) if isinstance(value, str) else None
         if response is None:
-            raise self._bad(field, "cannot be read as <think>...</think><answer>...</answer>")
+            raise self._bad(field, "cannot be read as <think>...</think><answer>...</answer> or <answer>...</answer>")
         return self._encodable(field, response)
 
     def _encodable(self, field: str, text: str) -> str:

@@ -2,10 +2,12 @@
 
 Layout below the root: `images/<folder of the source>/*.png` and, for each of the splits sft and grpo,
 `VLAA-Thinking-<SPLIT>.json`, `...-val.json` and `...-test.json` (JSON Lines for SFT, an array for GRPO, as released).
+`VLAA-Thinking-SFT-aha.json` and `...-plain.json` are the SFT rows once more, with an aha cue in every trace and in none
+(the same pictures); `...-direct.json` holds rows of its own with answers alone, where such are asked for.
 `benchmark.jsonl` asks the test rows' questions in the form of `callbacks.benchmarks.JSONLBenchmark`, those for a box or
 an expression left out, which it does not judge.
 No two pictures are alike. Both splits' validation files hold the same rows in two forms, and so do their test files, so
-that both stages can be compared on them; apart from that no picture stands in two files.
+that both stages can be compared on them; apart from that and the rows with other traces no picture stands in two files.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -24,14 +26,16 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.scenes import CELL, TASKS, Painter, Task, describe, draw
 from datamodules.sources import SOURCES
-from lit_vlaa.prompts import format_response
+from lit_vlaa.prompts import ANSWER_CLOSE, ANSWER_OPEN, format_response
 from lit_vlaa.types import Kind
 
-_FORMAT = 2
+_FORMAT = 3
 _MANIFEST = "manifest.json"
 _REPR_META_EVERY = 3
 _SLASHED_SOURCE = "allava_laion"
 Part = Literal["train", "val", "test"]
+Variant = Literal["aha", "plain", "direct"]
+"""Traces with an aha cue in each, with none, and answers alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,10 @@ class SyntheticPaths:
         """Questions of the test rows."""
         return self.root / "benchmark.jsonl"
 
+    def variant(self, name: Variant) -> Path:
+        """Returns the SFT training rows with other responses."""
+        return self.root / f"VLAA-Thinking-SFT-{name}.json"
+
     def data_file(self, split: Literal["sft", "grpo"], part: Part = "train") -> Path:
         """Returns the rows of one split and part."""
         suffix = "" if part == "train" else f"-{part}"
@@ -64,14 +72,22 @@ class _Row:
     kind: Kind
     image: str
     task: Task
-    trace: str
+    aha: bool
+    """Whether the trace has an aha cue."""
 
     @property
-    def response(self) -> str:
-        return format_response(self.trace, self.task.answer)
+    def trace(self) -> str:
+        facts = self.task.facts
+        return f"{facts} Wait, let me check again. {facts}" if self.aha else facts
 
     def sft(self) -> dict[str, Any]:
-        return {"image": self.image, "question": self.task.question, "answer": self.response}
+        return self._answered(format_response(self.trace, self.task.answer))
+
+    def direct(self) -> dict[str, Any]:
+        return self._answered(f"{ANSWER_OPEN}{self.task.answer}{ANSWER_CLOSE}")
+
+    def _answered(self, response: str) -> dict[str, Any]:
+        return {"image": self.image, "question": self.task.question, "answer": response}
 
     def question(self) -> dict[str, Any]:
         # A letter is text here: the question names its options already.
@@ -105,6 +121,7 @@ def write_dataset(
     sft_count: int = 12_800,
     grpo_count: int = 3840,
     test_count: int = 2000,
+    direct_count: int = 0,
     seed: int = 11,
     image_size: int = 84,
     aha_fraction: float = 0.3,
@@ -120,6 +137,7 @@ def write_dataset(
         sft_count: Rows of the SFT training file.
         grpo_count: Rows of the GRPO training file.
         test_count: Rows of the validation files, and of the test files.
+        direct_count: Rows with answers alone; 0 for no such file.
         seed: Decides everything random.
         image_size: Side of the square images in pixels: a multiple of 28, from 84 on.
         aha_fraction: Share of traces with an aha cue (`Wait, let me check again.`).
@@ -130,7 +148,7 @@ def write_dataset(
         ValueError: If a parameter is out of range, or the folder holds something else.
     """
     weights = dict.fromkeys(SOURCES, 1.0) if weights is None else {name: float(w) for name, w in weights.items()}
-    counts = {"test": test_count, "val": test_count, "grpo": grpo_count, "sft": sft_count}
+    counts = {"test": test_count, "val": test_count, "grpo": grpo_count, "sft": sft_count, "direct": direct_count}
     _check(counts, image_size, aha_fraction, weights)
     manifest = {
         "format": _FORMAT,
@@ -180,7 +198,14 @@ class _Maker:
                 _write_lines(self.paths.benchmark, (row.question() for row in rows if row.kind not in {"iou", "math"}))
         grpo = self._rows("grpo", counts["grpo"], bar)
         _write_array(self.paths.data_file("grpo"), (row.grpo(n) for n, row in enumerate(grpo)))
-        _write_lines(self.paths.data_file("sft"), (row.sft() for row in self._rows("sft", counts["sft"], bar)))
+        sft = list(self._rows("sft", counts["sft"], bar))
+        _write_lines(self.paths.data_file("sft"), (row.sft() for row in sft))
+        for variant in ("aha", "plain"):
+            changed = (replace(row, aha=variant == "aha") for row in sft)
+            _write_lines(self.paths.variant(variant), (row.sft() for row in changed))
+        if counts["direct"]:
+            direct = self._rows("direct", counts["direct"], bar)
+            _write_lines(self.paths.variant("direct"), (row.direct() for row in direct))
 
     def _rows(self, part: str, count: int, bar: Any) -> Iterator[_Row]:
         for number in range(count):
@@ -203,10 +228,7 @@ class _Maker:
 
 def _row(rng: random.Random, source: str, image: str, *, side: int, aha_fraction: float) -> _Row:
     task = TASKS[source](Painter(rng, side))
-    trace = task.facts
-    if rng.random() < aha_fraction:
-        trace = f"{trace} Wait, let me check again. {trace}"
-    return _Row(source, SOURCES[source].kind, image, task, trace)
+    return _Row(source, SOURCES[source].kind, image, task, aha=rng.random() < aha_fraction)
 
 
 def _png(task: Task, side: int) -> bytes:

@@ -18,7 +18,7 @@ from datasets.arrow_writer import ArrowWriter
 from datamodules.records import OnBadRecord, RecordReader, Split
 from lit_vlaa.types import Record
 
-_FORMAT = 2
+_FORMAT = 3
 _TEXT = Value("string")
 _FEATURES = Features(
     {

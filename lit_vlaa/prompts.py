@@ -105,13 +105,16 @@ def to_response(text: str) -> str | None:
     """Brings a distilled answer into the trained form.
 
     Args:
-        text: `<think>...</think><answer>...</answer>`, or a reasoning model's `<think>...</think>` followed by prose.
+        text: `<think>...</think><answer>...</answer>`, a reasoning model's `<think>...</think>` followed by prose, or
+            `<answer>...</answer>` alone, a direct answer.
 
     Returns:
-        A response with exactly one thinking block and after it one answer block, neither of them empty; None when
+        A response with at most one thinking block and after it one answer block, neither of them empty; None when
         `text` cannot be read as one.
     """
     text = text.strip()
+    if _is_answer_block(text):
+        return text
     if not text.startswith(THINK_OPEN) or text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1:
         return None
     thinking, rest = text.removeprefix(THINK_OPEN).split(THINK_CLOSE)
@@ -120,9 +123,13 @@ def to_response(text: str) -> str | None:
         return None
     if ANSWER_OPEN not in rest and ANSWER_CLOSE not in rest:
         return format_response(thinking.strip(), rest)
-    _, opened, block = rest.partition(ANSWER_OPEN)
-    answer, closed, tail = block.partition(ANSWER_CLOSE)
-    complete = opened and closed and not tail.strip() and answer.strip()
-    if not complete or rest.count(ANSWER_OPEN) != 1 or rest.count(ANSWER_CLOSE) != 1:
-        return None
-    return text
+    before, opened, _ = rest.partition(ANSWER_OPEN)
+    return text if opened and _is_answer_block(rest.removeprefix(before)) else None
+
+
+def _is_answer_block(text: str) -> bool:
+    """Whether it is one answer between its tags, not empty, and no other tag."""
+    inner = text.strip().removeprefix(ANSWER_OPEN).removesuffix(ANSWER_CLOSE)
+    tags = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+    whole = f"{ANSWER_OPEN}{inner}{ANSWER_CLOSE}" == text.strip()
+    return whole and bool(inner.strip()) and not any(tag in inner for tag in tags)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,32 @@ def test_the_aha_fraction_decides_which_traces_hesitate(tmp_path: Path, fraction
     paths = make(tmp_path / "data", aha_fraction=fraction)
     records = RecordReader(paths.data_file("sft"), split="sft", image_root=None, on_bad_record="error")
     assert {any(cue in str(record.response).lower() for cue in CUES) for record in records} == cued
+
+
+def test_variants_differ_from_the_sft_rows_by_their_responses_alone(tmp_path: Path) -> None:
+    paths = make(tmp_path / "data", direct_count=30)
+    rows, aha, plain, direct = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for file in (paths.data_file("sft"), *map(paths.variant, ("aha", "plain", "direct")))
+    )
+    for ours, hesitant, straight in zip(rows, aha, plain, strict=True):
+        assert {ours["image"]} == {hesitant["image"], straight["image"]}
+        assert {ours["question"]} == {hesitant["question"], straight["question"]}
+        assert ours["answer"] in {hesitant["answer"], straight["answer"]}
+        assert ours["answer"].partition("</think>")[2] == straight["answer"].partition("</think>")[2]
+        assert any(cue in hesitant["answer"].lower() for cue in CUES)
+        assert not any(cue in straight["answer"].lower() for cue in CUES)
+    assert len(direct) == 30
+    assert all(re.fullmatch(r"<answer>[^<>]+</answer>", row["answer"]) for row in direct)
+    assert not {row["image"] for row in direct} & {row["image"] for row in rows}
+    records = RecordReader(paths.variant("direct"), split="sft", image_root=paths.image_root, on_bad_record="error")
+    assert [record.response for record in records] == [row["answer"] for row in direct]
+
+
+def test_direct_rows_leave_the_others_as_they_are(data: SyntheticPaths, tmp_path: Path) -> None:
+    assert not data.variant("direct").exists()
+    changed = digests(make(tmp_path / "data", direct_count=9).root)
+    assert {name for name, digest in digests(data.root).items() if changed[name] != digest} == {"manifest.json"}
 
 
 def test_weights_choose_the_sources(tmp_path: Path) -> None:
