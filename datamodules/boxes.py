@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from datamodules.images import ImageError, read_size
+from datamodules.shards import embedded_images
 from datamodules.sources import OTHER, SOURCES
 from datamodules.table import RecordTable
 from lit_vlaa.types import Record
@@ -157,7 +158,8 @@ def warn_of_contradictions(
 def _size(record: Record, image_root: Path, max_pixels: int) -> Size | None:
     """Reads the header of the record's image; whoever encodes the row complains of one that cannot be opened."""
     try:
-        size = read_size(image_root, record.images[0], max_pixels=max_pixels)
+        content = (embedded_images(record) or (None,))[0]
+        size = read_size(image_root, record.images[0], max_pixels=max_pixels, content=content)
     except (IndexError, ImageError):
         return None
     return size if min(size) > 0 else None

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from datamodules.boxes import TruthBoxes, with_plain_truth
 from datamodules.images import ImageError, open_rgb
 from datamodules.rows import BadRecord
+from datamodules.shards import embedded_images
 from lit_vlaa.prompts import PromptConfig, build_messages
 from lit_vlaa.protocols import ChatProcessor
 from lit_vlaa.types import Prompt, Record, Sample
@@ -153,7 +154,11 @@ def open_images(record: Record, *, image_root: Path, max_pixels: int) -> tuple[I
         BadRecord: If one cannot be read; the message names file, row and image.
     """
     try:
-        return tuple(open_rgb(image_root, path, max_pixels=max_pixels) for path in record.images)
+        contents = embedded_images(record) or (None,) * len(record.images)
+        return tuple(
+            open_rgb(image_root, path, max_pixels=max_pixels, content=content)
+            for path, content in zip(record.images, contents, strict=True)
+        )
     except ImageError as error:
         file, _, row = record.origin.rpartition(":")
         raise BadRecord.at(file, int(row), "image", error.reason, error.detail) from error

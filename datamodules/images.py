@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -61,17 +64,54 @@ def locate(root: Path, path: str) -> Path:
     return found
 
 
-def read_size(root: Path, path: str, *, max_pixels: int) -> tuple[int, int]:
+def read_size(root: Path, path: str, *, max_pixels: int, content: bytes | None = None) -> tuple[int, int]:
     """Reads (width, height) of an image from its header, under the rules of `open_rgb`.
 
     Raises:
         ImageError: If the image may not be opened, is too large, or is broken.
     """
-    with _opened(root, path, max_pixels) as image:
+    with _opened(root, path, max_pixels, content) as image:
         return image.size
 
 
-def open_rgb(root: Path, path: str, *, max_pixels: int) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image's file says of itself."""
+
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+    format: str
+    """`PNG`, `JPEG`, `WEBP`, `GIF` or `BMP`."""
+    mode: str
+    """Pillow's name of the kind of pixels, such as `RGB`."""
+    animated: bool
+    """Whether other images follow the first."""
+    turned: bool
+    """Whether an orientation tag asks viewers to turn or mirror it."""
+
+
+def read_header(root: Path, path: str, *, max_pixels: int, content: bytes | None = None) -> Header:
+    """Reads what is known before an image is decoded, under the rules of `open_rgb`.
+
+    Raises:
+        ImageError: If the image may not be opened, is too large, or is broken.
+    """
+    with _opened(root, path, max_pixels, content) as image:
+        form = "JPEG" if image.format == "MPO" else str(image.format)
+        return Header(image.size, form, image.mode, bool(getattr(image, "is_animated", False)), _turned(image, form))
+
+
+def _turned(image: Image.Image, form: str) -> bool:
+    """Looks for an orientation tag where photographs have it; of a PNG that would decode the image."""
+    if form not in {"JPEG", "WEBP"}:
+        return False
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) not in {0, 1}
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return False  # a tag that cannot be read turns nothing
+
+
+def open_rgb(root: Path, path: str, *, max_pixels: int, content: bytes | None = None) -> Image.Image:
     """Opens an image as RGB.
 
     Transparency is laid over white, 16-bit grey is scaled to 8 bits, an animation gives its first frame. The
@@ -81,18 +121,19 @@ def open_rgb(root: Path, path: str, *, max_pixels: int) -> Image.Image:
         root: Image root, resolved.
         path: Path below it.
         max_pixels: Width times height above which the image is refused before it is decoded.
+        content: The file's bytes, where they are known; then nothing is looked for below the root.
 
     Raises:
         ImageError: If the image may not be opened, is too large, or is broken.
     """
-    with _opened(root, path, max_pixels) as image:
+    with _opened(root, path, max_pixels, content) as image:
         return _to_rgb(image)
 
 
 @contextmanager
-def _opened(root: Path, path: str, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(root: Path, path: str, max_pixels: int, content: bytes | None) -> Iterator[Image.Image]:
     """An image of which only the header was read; what goes wrong then and later becomes an `ImageError`."""
-    file = locate(root, path)
+    file = locate(root, path) if content is None else BytesIO(content)
     try:
         with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.images import ImageError, locate, relative_path
-from datamodules.rows import BadRecord, iter_rows
+from datamodules.rows import BadRecord
+from datamodules.shards import ShardSet, is_shards, rows_of
 from datamodules.sources import kind_of, source_of
 from lit_vlaa.prompts import to_response
 from lit_vlaa.types import KINDS, Kind, Record
@@ -45,9 +46,10 @@ class RecordReader:
         """Opens nothing yet.
 
         Args:
-            path: JSON array or JSON Lines.
+            path: JSON array or JSON Lines, or a folder of shards.
             split: `sft` needs a response in every row, `grpo` a ground truth.
-            image_root: Folder of the images; each row's must lie there. None leaves them unchecked.
+            image_root: Folder of the images; each row's must lie there. None leaves them unchecked. Images inside of
+                shards lie there.
             on_bad_record: `error` raises at the first row that cannot be used, `skip` counts it and goes on.
         """
         self.path = Path(path)
@@ -64,33 +66,35 @@ class RecordReader:
         """
         self.skipped.clear()
         seen: set[str] = set()
-        for number, row in iter_rows(self.path):
+        inside = is_shards(self.path) and ShardSet.read(self.path).images == "embed"
+        for at in rows_of(self.path):
             try:
-                if isinstance(row, BadRecord):
-                    raise row
-                record = normalise(row, file=str(self.path), number=number, split=self.split)
-                self._check_images(record, number)
+                if isinstance(at.value, BadRecord):
+                    raise at.value
+                record = normalise(at.value, file=at.file, number=at.row, split=self.split, name=at.name)
+                if not inside:
+                    self._check_images(record, at.file, at.row)
             except BadRecord as error:
                 if self.on_bad_record == "error":
                     raise
                 self.skipped[f"{error.field}: {error.reason}"] += 1
                 continue
             if record.id in seen:
-                record = replace(record, id=f"{record.id}#{number}")
+                record = replace(record, id=f"{record.id}#{at.number}")
             seen.add(record.id)
             yield record
 
-    def _check_images(self, record: Record, row: int) -> None:
+    def _check_images(self, record: Record, file: str, row: int) -> None:
         if self.image_root is None:
             return
         for image in record.images:
             try:
                 locate(self.image_root, image)
             except ImageError as error:
-                raise BadRecord.at(str(self.path), row, "image", error.reason, error.detail) from error
+                raise BadRecord.at(file, row, "image", error.reason, error.detail) from error
 
 
-def normalise(row: dict[str, Any], *, file: str, number: int, split: Split) -> Record:
+def normalise(row: dict[str, Any], *, file: str, number: int, split: Split, name: str = "") -> Record:
     """Makes a record of one row, whichever form it has.
 
     Args:
@@ -98,21 +102,46 @@ def normalise(row: dict[str, Any], *, file: str, number: int, split: Split) -> R
         file: Its file, for messages and for a missing id.
         number: Its row in the file, from 1.
         split: `sft` needs a response, `grpo` a ground truth.
+        name: What a row without an id is called; empty for the names of its file and row.
 
     Raises:
         BadRecord: If the row lacks what the split needs, or holds something of the wrong kind.
     """
-    return _Row(row, file, number).record(split)
+    return _Row(row, file, number, name).record(split)
+
+
+def image_paths(row: dict[str, Any], *, file: str, number: int) -> tuple[str, ...]:
+    """Returns the paths of a row's images below the image root; arguments as for `normalise`.
+
+    Raises:
+        BadRecord: If the row's images are no paths, or lead out of the image root.
+    """
+    return _Row(row, file, number).images()
+
+
+def meta_of(row: dict[str, Any], *, file: str, number: int) -> dict[str, Any]:
+    """Reads the `meta` of one row, an object or the Python repr of one; empty where there is none.
+
+    Args:
+        row: The row's object.
+        file: Its file, for messages.
+        number: Its row in the file, from 1.
+
+    Raises:
+        BadRecord: If it is neither.
+    """
+    return _Row(row, file, number)._meta()
 
 
 class _Row:
     """One row with its place, so that every complaint can name it."""
 
-    def __init__(self, row: dict[str, Any], file: str, number: int) -> None:
+    def __init__(self, row: dict[str, Any], file: str, number: int, name: str = "") -> None:
         self.row, self.file, self.number = row, file, number
+        self.name = name or f"{Path(file).name}:{number}"
 
     def record(self, split: Split) -> Record:
-        images = self._images()
+        images = self.images()
         record_id = self._id()
         source = source_of(images[0] if images else "", record_id)
         kind = self._kind(source)
@@ -138,7 +167,7 @@ class _Row:
     def _id(self) -> str:
         value = self.row.get("id")
         if value is None or value == "":
-            return f"{Path(self.file).name}:{self.number}"
+            return self.name
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise self._bad("id", "expected text or an integer", type(value).__name__)
         return self._encodable("id", str(value))
@@ -149,7 +178,7 @@ class _Row:
             raise self._bad("question", "missing or empty")
         return self._encodable("question", value)
 
-    def _images(self) -> tuple[str, ...]:
+    def images(self) -> tuple[str, ...]:
         value = self.row.get("image")
         if value is None or value == "":
             return ()

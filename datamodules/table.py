@@ -16,6 +16,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from datamodules.records import OnBadRecord, RecordReader, Split
+from datamodules.shards import stamped
 from lit_vlaa.types import Record
 
 _FORMAT = 3
@@ -62,7 +63,7 @@ class RecordTable(Sequence[Record]):
         images were missing is written anew, as the images may have come since.
 
         Args:
-            path: JSON array or JSON Lines.
+            path: JSON array or JSON Lines, or a folder of shards.
             split: `sft` needs a response in every row, `grpo` a ground truth.
             image_root: Folder of the images, which must exist there.
             on_bad_record: `error` raises at the first row that cannot be used, `skip` leaves it out.
@@ -166,7 +167,7 @@ class RecordTable(Sequence[Record]):
 
 
 def _fingerprint(reader: RecordReader) -> str:
-    stat = reader.path.stat()
+    stat = stamped(reader.path).stat()
     facts = (
         _FORMAT,
         str(reader.path.resolve()),

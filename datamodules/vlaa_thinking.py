@@ -20,6 +20,7 @@ from datamodules.collate import collate_prompts, collate_sft
 from datamodules.dataset import Encoder, PromptDataset, SFTDataset, open_images
 from datamodules.records import OnBadRecord, Split
 from datamodules.sampler import EpochSampler, ResumableLoader, StridedSampler
+from datamodules.shards import check_files
 from datamodules.sources import SOURCE_NAMES, check_names
 from datamodules.table import RecordTable
 from datamodules.workers import outlive_sigterm
@@ -54,6 +55,8 @@ class VLAAThinkingDataModule(LightningDataModule):
     ranks together are the global batch: rank r has its rows r, r + W, r + 2W, ...
     """
 
+    preflight = "datamodules.check.preflight:run"  # what `lit-vlaa doctor` has look at the rows
+
     def __init__(
         self,
         *,
@@ -81,8 +84,10 @@ class VLAAThinkingDataModule(LightningDataModule):
 
         Args:
             split: `sft` for rows with responses to learn, `grpo` for rows with a ground truth to score against.
-            data_file: Training rows: a JSON array or JSON Lines in any form of VLAA-Thinking.
-            image_root: Folder that the rows' image paths start from; images outside it are refused.
+            data_file: Training rows: a JSON array or JSON Lines in any form of VLAA-Thinking, or a folder that
+                `lit-vlaa data convert` made of one.
+            image_root: Folder that the rows' image paths start from; images outside it are refused. It is not looked at
+                for images inside of shards.
             val_file: Validation rows; null to hold rows out of the training file, see `val_count`.
             val_count: Rows held out of the training file by seed for validation when `val_file` is null; 0 for none.
             test_file: Rows for `test` and `predict`.
@@ -137,17 +142,13 @@ class VLAAThinkingDataModule(LightningDataModule):
         Raises:
             BadRecord: At the first row that cannot be used, with `on_bad_record="error"`.
         """
-        if not self.image_root.is_dir():
-            raise FileNotFoundError(f"image_root={self.image_root} is no folder")
         state = None if self.trainer is None else self.trainer.state.fn
         needed = set(_PARTS[getattr(state, "value", None)])
         if self.val_count and "val" in needed:
             needed.add("train")
-        for part, file in self.files.items():
-            if file is None or part not in needed:
-                continue
-            if not Path(file).is_file():
-                raise FileNotFoundError(f"{_FLAGS[part]}={file} does not exist; seen from {Path.cwd()}")
+        files = {_FLAGS[part]: file for part, file in self.files.items() if file is not None and part in needed}
+        check_files(files, self.image_root)
+        for file in files.values():
             table = RecordTable.prepare(file, **self._table_options())
             if table.skipped:
                 reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(table.skipped.items()))

@@ -45,6 +45,20 @@ TOOLS = {
     "data synthetic": Tool(
         "datamodules.synthetic:write_dataset", "write a generated data set in the VLAA-Thinking schema", "root"
     ),
+    "data download": Tool(
+        "datamodules.hub.download:run", "get VLAA-Thinking from the Hub: checked, unpacked and counted", words=True
+    ),
+    "data convert": Tool(
+        "datamodules.convert:run", "write a data file as Parquet shards, with its images inside or not"
+    ),
+    "data check": Tool(
+        "datamodules.check.tool:run", "look at every row and image of a data file before a run does", words=True
+    ),
+    "data build": Tool(
+        "lit_vlaa.pipeline.build:run",
+        "build SFT and RL splits with reasoning traces in the paper's six steps",
+        words=True,
+    ),
     "rewards check": Tool("lit_vlaa.rewards_check:run", "score every ground truth of a file against itself"),
     "rewards serve": Tool(
         "lit_vlaa.rewards.scorers.server:serve", "host a scorer of open-ended answers for other environments"

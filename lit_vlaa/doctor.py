@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers import PretrainedConfig
 
 from lit_vlaa.activations import decoder, image_tokens, passing_bytes
-from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
+from lit_vlaa.backbone.config import BackboneConfig
 from lit_vlaa.backbone.released import model_config
-from lit_vlaa.checks import UsageError, find_problems, one_line
+from lit_vlaa.checks import UsageError, find_problems
 from lit_vlaa.environment import gpu_bytes, look
 from lit_vlaa.generation import CachedGenerator
-from lit_vlaa.lightning_cli import VLAACLI
 from lit_vlaa.memory import (
     OVERHEAD,
     PHASES,
@@ -32,9 +30,12 @@ from lit_vlaa.memory import (
     tensors_of,
     weight_bytes,
 )
+from lit_vlaa.placement import batch_problems, disk_lines, kept_checkpoints
+from lit_vlaa.preflight import look_at_rows
 from lit_vlaa.reference import Reference
 from lit_vlaa.remedies import Remedies, check
 from lit_vlaa.rollout_memory import Rollouts
+from lit_vlaa.run_config import backbone_of, read_config
 from lit_vlaa.strategies import map_strategy_name
 
 _TEXT_TOKENS = 256
@@ -44,25 +45,6 @@ _BUILT_ON = {"Skywork-VL-Reward-7B": "Qwen/Qwen2.5-VL-7B-Instruct"}
 """Released models whose shape reward models have."""
 
 
-class _Parsed(VLAACLI):
-    """Parses what `lit-vlaa fit` would and builds nothing."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        try:
-            LightningCLI.parse_arguments(self, parser, args)
-        except UsageError as error:
-            raise UsageError([one_line(problem) for problem in error.problems]) from error
-
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is built."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
-
-
 def run(words: Sequence[str]) -> int:
     """Reports on the environment and, where a run is described, on its memory.
 
@@ -70,15 +52,17 @@ def run(words: Sequence[str]) -> int:
         words: Flags of this tool and those of `lit-vlaa fit`.
 
     Returns:
-        0 if runs work here, `fit` would start the one described, and it fits; else 1. Without a GPU to see, nor
-        `--memory_gb`, anything fits.
+        0 if runs work here, `fit` would start the one described and not stop at the rows looked at, and it fits; else
+        1. Without a GPU to see, nor `--memory_gb`, anything fits; a data file that is not there yet is named and no
+        more.
     """
     parser = argparse.ArgumentParser(
         prog="lit-vlaa doctor",
         allow_abbrev=False,
         description="Tells whether runs work on this machine. With the --config and flags of `lit-vlaa fit` it also "
         "estimates how much memory that run takes on each GPU, says whether it fits, and which flags would save how "
-        "much. Nothing is built or downloaded but the model's configuration.",
+        "much, looks at a sample of its rows, at what their truths earn, and at the room that checkpoints take. "
+        "Nothing is built or downloaded but the model's configuration and, where there are rows, its tokenizer.",
     )
     parser.add_argument("--memory_gb", type=float, help="memory of a GPU in GiB, such as 80; default: of those visible")
     parser.add_argument(
@@ -86,22 +70,33 @@ def run(words: Sequence[str]) -> int:
         type=int,
         help="tokens of a typical prompt with its image; default: the largest image and 256",
     )
+    parser.add_argument(
+        "--rows", type=int, default=300, help="rows of each data file to look at, spread over it; 0 for none (300)"
+    )
     own, rest = parser.parse_known_args([_underscored(word) for word in words])
     fatal = _report_environment()
     if not rest:
         return int(fatal)
-    # Lightning warns of arguments that it is given beside those of the process.
-    sys.argv = [sys.argv[0], "fit", *rest]
-    config: Any = _Parsed().config["fit"]
-    problems = find_problems(config)
+    config = read_config(rest)
+    if own.rows < 0:
+        raise UsageError([f"--rows must not be negative, got {own.rows}"])
+    ranks = ranks_of(config["trainer"])
+    problems = [*find_problems(config), *batch_problems(config, ranks)]
     for problem in problems:
         _say(f"as it stands, fit would refuse: {problem}")
     memory = gpu_bytes() if own.memory_gb is None else int(own.memory_gb * 2**30)
     try:
         described, shape = run_of(config, own.prompt_tokens)
-    except ValueError as error:
-        raise UsageError([str(error)]) from error
-    return max(int(fatal or bool(problems)), report_memory(described, shape, memory))
+        lines, stops = look_at_rows(config, own.rows)
+    except (ValueError, OSError) as error:
+        raise UsageError([" ".join(str(error).split())]) from error
+    _say(f"\nstrategy {described.strategy} on {ranks} device(s) of {config['trainer']['num_nodes']} node(s)")
+    for line in [
+        *lines,
+        *disk_lines(kept_checkpoints(config["trainer"], described, tensors_of(shape, described.backbone))),
+    ]:
+        _say(line)
+    return max(int(fatal or stops or bool(problems)), report_memory(described, shape, memory))
 
 
 def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple[Run, PretrainedConfig]:
@@ -115,10 +110,10 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
         ValueError: If a model cannot be found, or `fit` would refuse the settings.
     """
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
-    backbone = _backbone(model["backbone"])
+    backbone = backbone_of(model["backbone"])
     shape = model_config(backbone)
     strategy, offload = _strategy(trainer["strategy"])
-    ranks = _devices(trainer["devices"]) * int(trainer["num_nodes"])
+    ranks = ranks_of(trainer)
     if strategy != "fsdp2":
         strategy = "ddp" if ranks > 1 else "single"
     group = model.get("group_size")
@@ -208,14 +203,6 @@ def _report_remedies(found: Remedies, before: int, memory: int) -> None:
         _say(f"  {_gib(together or 0)}  together: {' '.join(knob.flags for knob in best)}  <- fits")
 
 
-def _backbone(parsed: Namespace) -> BackboneConfig:
-    values: dict[str, Any] = parsed.as_dict()
-    values["freeze"] = tuple(values["freeze"])
-    lora: dict[str, Any] = values.pop("lora")
-    lora |= {name: tuple(lora[name]) for name in ("parts", "targets")}
-    return BackboneConfig(**values, lora=LoRAConfig(**lora))
-
-
 def _reward_model(scorer: Namespace | None) -> RewardModel | None:
     if scorer is None or not scorer["class_path"].endswith(".RewardModelScorer"):
         return None
@@ -244,6 +231,11 @@ def _strategy(parsed: Any) -> tuple[str, bool]:
         return ("fsdp2" if name.startswith("fsdp2") else name), name == "fsdp2_offload"
     sharded = parsed["class_path"].endswith("FSDP2Strategy")
     return ("fsdp2" if sharded else "ddp"), bool(parsed.get("init_args", {}).get("cpu_offload", False))
+
+
+def ranks_of(trainer: Mapping[str, Any]) -> int:
+    """Devices of all nodes together."""
+    return _devices(trainer["devices"]) * int(trainer["num_nodes"])
 
 
 def _devices(parsed: Any) -> int:

@@ -158,21 +158,29 @@ def check(records: Sequence[Record], reward: MixedReward) -> list[Finding]:
     with tqdm(total=len(known), desc="ground truths", unit="row", disable=None) as bar:
         for start in range(0, len(known), _BATCH):
             batch = known[start : start + _BATCH]
-            wrong = {
-                record.origin: answer
-                for record in batch
-                if (answer := wrong_answer(record.kind, record.truth, record.question)) is not None
-            }
-            asked = [record for record in batch if record.origin in wrong]
-            results = reward(
-                [_request(record, record.truth) for record in batch]
-                + [_request(record, wrong[record.origin]) for record in asked]
-            )
-            mutants = dict(zip(wrong, results[len(batch) :], strict=True))
-            for record, result in zip(batch, results[: len(batch)], strict=True):
-                findings += _judged(record, result, wrong.get(record.origin, ""), mutants.get(record.origin))
+            findings += check_batch(batch, reward)
             bar.update(len(batch))
     return findings
+
+
+def check_batch(records: Sequence[Record], reward: MixedReward) -> list[Finding]:
+    """Scores the truths of some rows, of kinds that `reward` knows and with origins that differ, all at one time."""
+    wrong = {
+        record.origin: answer
+        for record in records
+        if (answer := wrong_answer(record.kind, record.truth, record.question)) is not None
+    }
+    asked = [record for record in records if record.origin in wrong]
+    results = reward(
+        [_request(record, record.truth) for record in records]
+        + [_request(record, wrong[record.origin]) for record in asked]
+    )
+    mutants = dict(zip(wrong, results[len(records) :], strict=True))
+    return [
+        finding
+        for record, result in zip(records, results[: len(records)], strict=True)
+        for finding in _judged(record, result, wrong.get(record.origin, ""), mutants.get(record.origin))
+    ]
 
 
 def _request(record: Record, answer: str) -> RewardRequest:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from pathlib import Path
 from typing import Any
 
-from callbacks.benchmarks.breaker import Breaker, End
-from callbacks.benchmarks.reply_cache import ReplyCache
+from lit_vlaa.endpoints.breaker import Breaker, End
+from lit_vlaa.endpoints.reply_cache import ReplyCache
+from lit_vlaa.endpoints.text import harmless
 from lit_vlaa.rewards.scorers.chat import OWN_FIELDS, PATH, completion, try_out
 from lit_vlaa.rewards.scorers.client import JsonClient
 from lit_vlaa.rewards.scorers.verdict import after_thought
@@ -22,7 +22,6 @@ OPTION = "--trainer.callbacks.judge"
 
 _TRIAL = "Reply with the single word: ready"
 _TOLD_REASONS = 5
-_CONTROL = re.compile(r"<(?=\||/?s>|(?:start|end)_of_turn>)|\[(?=/?INST\])")
 
 
 class EndpointJudge:
@@ -169,7 +168,7 @@ class EndpointJudge:
 
     def _request(self, prompt: str, temperature: float) -> dict[str, Any]:
         """The JSON of one request."""
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": _harmless(prompt)}]}
+        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": harmless(prompt)}]}
         if self.max_tokens is not None:
             body["max_tokens"] = self.max_tokens
         if self.send_temperature:
@@ -215,12 +214,6 @@ def _end(error: RequestError) -> End:
     if not error.connected:
         return "unreachable"
     return "failure" if error.retry and error.status != 429 else "refusal"
-
-
-def _harmless(prompt: str) -> str:
-    """A prompt, part of which the evaluated model wrote, without what would end the user's turn at common servers."""
-    # Half of a surrogate pair, as a decoder may leave it, would make the request unreadable.
-    return _CONTROL.sub(r"\g<0> ", prompt.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _spoken(text: str) -> str:

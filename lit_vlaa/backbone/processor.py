@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -81,9 +81,7 @@ class Processor:
             ValueError: If the messages do not have one image part for each image, or an image cannot be fed.
         """
         origin = sample.record.origin
-        messages = [self._disarmed(message) for message in sample.messages]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        ids = torch.tensor(self._chat_ids(sample.messages), dtype=torch.long)
         is_image = ids == self.image_token_id
         if int(is_image.sum()) != len(sample.images):
             raise ValueError(
@@ -113,6 +111,26 @@ class Processor:
             box_space=sample.box_space,
         )
 
+    def prompt_lengths(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Counts what `encode` would give, without an image's pixels.
+
+        Args:
+            messages: The chat, with an image part for each image.
+            sizes: (width, height) of the images as opened.
+
+        Returns:
+            Tokens beside the images, and the tokens of the images.
+
+        Raises:
+            ValueError: If the chat has another number of image places, or an image cannot be fed.
+        """
+        ids = self._chat_ids(messages)
+        places = ids.count(self.image_token_id)
+        if places != len(sizes):
+            raise ValueError(f"{places} image place(s) in the chat, {len(sizes)} image(s)")
+        patches = sum(self.image_processor.get_number_of_image_patches(high, wide) for wide, high in sizes)
+        return len(ids) - places, patches // self.image_processor.merge_size**2
+
     def encode_response(self, text: str) -> Tensor:
         """`[C]` tokens of an assistant's response, the end-of-turn token last."""
         ids = self.tokenizer(self._disarm(text), add_special_tokens=False)["input_ids"]
@@ -126,6 +144,13 @@ class Processor:
         """Writes tokenizer, chat template and image settings in the Hub's layout."""
         self.tokenizer.save_pretrained(directory)
         self.image_processor.save_pretrained(directory)
+
+    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a chat that the assistant is to answer, with one for each image."""
+        disarmed = [self._disarmed(message) for message in messages]
+        text = self.tokenizer.apply_chat_template(disarmed, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _disarmed(self, message: Message) -> dict[str, Any]:
         content = [

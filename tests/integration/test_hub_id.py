@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 import torch
 
 from helpers.checkpoints import as_released
+from helpers.hub_server import HubServer, Repo, environment, serving
 from helpers.samples import mixed_samples, tiny_backbone
 from lit_vlaa.backbone import Backbone, BackboneConfig, build_backbone
 from lit_vlaa.sequences import assemble
@@ -25,78 +22,6 @@ from lit_vlaa.sequences import assemble
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "lit-vlaa/tiny-test"
 MAIN, TAGGED = "a" * 40, "b" * 40
-REVISIONS = {"main": MAIN, MAIN: MAIN, "v1": TAGGED, TAGGED: TAGGED}
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves the folders of `REPO`'s commits as huggingface.co does."""
-
-    daemon_threads = True
-
-    def __init__(self, folders: dict[str, Path]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folders = folders
-        self.seen: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Files with their metadata, listings of a revision, and the Hub's own words for what is missing."""
-
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002  # as the base class has it
-        self.server.seen.append(f"{self.command} {self.path}")
-
-    def _answer(self) -> None:
-        path = unquote(self.path.partition("?")[0]).removeprefix("/")
-        if path.startswith(f"api/models/{REPO}/"):
-            verb, revision, *_ = [*path.removeprefix(f"api/models/{REPO}/").split("/"), ""]
-        elif path.startswith(f"{REPO}/resolve/"):
-            verb = "resolve"
-            revision, _, name = path.removeprefix(f"{REPO}/resolve/").partition("/")
-        else:
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            return
-        commit = REVISIONS.get(revision)
-        if commit is None:
-            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            return
-        files = {file.name: file for file in self.server.folders[commit].iterdir()}
-        if verb == "revision":
-            siblings = [{"rfilename": name} for name in files]
-            self._send_json({"_id": "0", "id": REPO, "modelId": REPO, "sha": commit, "siblings": siblings})
-        elif verb == "tree":
-            self._send_json(
-                [{"type": "file", "path": n, "size": f.stat().st_size, "oid": "0" * 40} for n, f in files.items()]
-            )
-        elif name in files:
-            content = files[name].read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
-        else:
-            self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-
-    def _send_json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
 
 
 def scores(backbone: Backbone) -> list[float]:
@@ -127,16 +52,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def hub(folders: dict[str, Path]) -> Iterator[Hub]:
-    server = Hub(folders)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def hub(folders: dict[str, Path]) -> Iterator[HubServer]:
+    commits = {commit: {file.name: file for file in folder.iterdir()} for commit, folder in folders.items()}
+    with serving(Repo(REPO, commits, {"main": MAIN, "v1": TAGGED})) as server:
+        yield server
 
 
-def remote_scores(hub: Hub, home: Path, revisions: list[str | None]) -> list[Any]:
+def remote_scores(hub: HubServer, home: Path, revisions: list[str | None]) -> list[Any]:
     """What `BackboneConfig(path=REPO)` gives in a fresh process that reaches nothing but `hub`; errors as text."""
     code = (
         "import json, sys; from test_hub_id import *\n"
@@ -146,19 +68,10 @@ def remote_scores(hub: Hub, home: Path, revisions: list[str | None]) -> list[Any
         "        print('RESULT', json.dumps(scores(build_backbone(config))))\n"
         "    except ValueError as error: print('RESULT', json.dumps(str(error)))\n"
     )
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]),
-    }
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(revisions)],
-        env=environment,
+        env=environment(hub.url, home, PYTHONPATH=paths),
         capture_output=True,
         text=True,
         check=False,
@@ -168,7 +81,9 @@ def remote_scores(hub: Hub, home: Path, revisions: list[str | None]) -> list[Any
     return [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
 
 
-def test_a_hub_id_and_its_revision_load_what_was_saved(hub: Hub, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_hub_id_and_its_revision_load_what_was_saved(
+    hub: HubServer, folders: dict[str, Path], tmp_path: Path
+) -> None:
     local = {
         commit: scores(build_backbone(BackboneConfig(path=str(folder), max_pixels=84 * 84)))
         for commit, folder in folders.items()

@@ -94,6 +94,9 @@ def test_datamodules_import_types_and_prompts_only(path: Path) -> None:
         "lit_vlaa.types",
         "lit_vlaa.protocols",
         "lit_vlaa.prompts",
+        "lit_vlaa.checks",
+        "lit_vlaa.traces",
+        "lit_vlaa.whole_files",
     }
 
 

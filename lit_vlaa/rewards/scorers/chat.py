@@ -53,7 +53,7 @@ def try_out(client: JsonClient, *, model: str, body: Body, hint: str = "") -> di
             raise ValueError(
                 f"{client.prefix}.model {model} is not served at {client.url}; served: {names} ({error})"
             ) from error
-        raise ValueError(_trouble(client, error, hint)) from error
+        raise ValueError(trouble(client, error, hint)) from error
 
 
 def _served(client: JsonClient) -> list[str] | None:
@@ -62,7 +62,7 @@ def _served(client: JsonClient) -> list[str] | None:
         reply = client.ask("GET", "/models")
     except RequestError as error:
         if error.status in {None, 401, 403}:
-            raise ValueError(_trouble(client, error)) from error
+            raise ValueError(trouble(client, error)) from error
         return None
     found = reply.get("data")
     if not isinstance(found, list):
@@ -70,7 +70,7 @@ def _served(client: JsonClient) -> list[str] | None:
     return [model["id"] for model in found if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
 
-def _trouble(client: JsonClient, error: RequestError, hint: str = "") -> str:
+def trouble(client: JsonClient, error: RequestError, hint: str = "") -> str:
     """What a failed trial means for the user."""
     where = f"{client.option} {client.url}: {error}"
     if error.status in {401, 403}:

@@ -13,7 +13,7 @@ import random
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -132,7 +132,7 @@ class JsonClient:
         async def work() -> dict[str, Any]:
             try:
                 async with asyncio.timeout(within_s), self._connections(key) as connections:
-                    return await _Session(self, connections, key).persist(method, path, body)
+                    return await Session(self, connections, key).persist(method, path, body)
             except TimeoutError:
                 raise RequestError("no reply in the time for all tries together", retry=True) from None
 
@@ -155,7 +155,7 @@ class JsonClient:
         cause = f"no reply within the batch's {self.give_up_after_s:g} s"
         slots = asyncio.Semaphore(self.concurrency)
 
-        async def one(session: _Session, index: int) -> None:
+        async def one(session: Session, index: int) -> None:
             async with slots:
                 contacts = session.contacts
                 try:
@@ -173,7 +173,7 @@ class JsonClient:
                     self._connections(key) as connections,
                     asyncio.TaskGroup() as group,
                 ):
-                    session = _Session(self, connections, key)
+                    session = Session(self, connections, key)
                     for index in range(len(bodies)):
                         group.create_task(one(session, index))
             except* _ServerGoneError:
@@ -186,6 +186,20 @@ class JsonClient:
         if failed:
             self._report(path, failed, len(bodies))
         return results
+
+    @contextlib.asynccontextmanager
+    async def session(self, before_try: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[Session]:
+        """Connections for any number of requests on the running event loop; the caller bounds how many at a time.
+
+        Args:
+            before_try: Awaited before each try of each request, such as for a turn under a rate limit.
+
+        Raises:
+            ValueError: If the key is missing.
+        """
+        key = self.key()
+        async with self._connections(key) as connections:
+            yield Session(self, connections, key, before_try)
 
     def _report(self, path: str, reasons: Sequence[str], total: int) -> None:
         common = Counter(reasons).most_common()
@@ -219,21 +233,37 @@ class JsonClient:
         return min(max(backoff, asked), LONGEST_WAIT_S)
 
 
-class _Session:
+class Session:
     """The requests of one call, and what they know of each other."""
 
-    def __init__(self, settings: JsonClient, connections: httpx.AsyncClient, key: str | None) -> None:
+    def __init__(
+        self,
+        settings: JsonClient,
+        connections: httpx.AsyncClient,
+        key: str | None,
+        before_try: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.settings = settings
         self.connections = connections
         self.key = key
+        self.before_try = before_try
         self.contacts = 0
         """How often the server gave a sign of life."""
 
     async def persist(self, method: str, path: str, body: Body | None) -> dict[str, Any]:
-        """Repeats one request until it succeeds, cannot succeed, or no repetition is left."""
+        """Repeats one request until it succeeds, cannot succeed, or no repetition is left.
+
+        Returns:
+            The JSON object of the reply.
+
+        Raises:
+            RequestError: If there was no usable reply.
+        """
         settings = self.settings
         content = None if body is None else await asyncio.to_thread(_encode, body)
         for attempt in range(settings.retries + 1):
+            if self.before_try is not None:
+                await self.before_try()
             try:
                 reply = await exchange(
                     self.connections,

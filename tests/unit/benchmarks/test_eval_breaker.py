@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from callbacks.benchmarks.breaker import Breaker, End
+from lit_vlaa.endpoints.breaker import Breaker, End
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("callbacks.benchmarks.breaker.monotonic", found)
+    monkeypatch.setattr("lit_vlaa.endpoints.breaker.monotonic", found)
     return found
 
 

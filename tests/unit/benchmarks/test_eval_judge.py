@@ -12,9 +12,9 @@ import pytest
 
 from callbacks.benchmarks.judge import EndpointJudge
 from callbacks.benchmarks.registry import load_benchmark
-from callbacks.benchmarks.reply_cache import MAX_FILE_BYTES, ReplyCache
 from helpers.judges import picture
 from helpers.scripted_http import Reply, Script, Seen, closed_port, in_turn, scripted
+from lit_vlaa.endpoints.reply_cache import MAX_FILE_BYTES, ReplyCache
 from lit_vlaa.rewards.scorers.client import JsonClient
 
 KEY = "sk-secret-0123456789"
@@ -49,7 +49,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("callbacks.benchmarks.breaker.monotonic", found)
+    monkeypatch.setattr("lit_vlaa.endpoints.breaker.monotonic", found)
     return found
 
 
@@ -223,7 +223,7 @@ def test_a_full_disk_does_not_end_an_evaluation(tmp_path: Path, caplog: pytest.L
         assert [asked("a", 0.0), asked("b", 0.0)] == ["about a", "about b"]
         with pytest.raises(ValueError, match=r"--trainer\.callbacks\.judge\.cache_dir .*file cannot be written"):
             asked.prepare()
-    assert [record.getMessage()[:36] for record in caplog.records] == ["the judge's replies cannot be kept i"]
+    assert [record.getMessage()[:25] for record in caplog.records] == ["replies cannot be kept in"]
 
 
 def test_an_overlong_question_is_answered_and_not_kept(tmp_path: Path) -> None:

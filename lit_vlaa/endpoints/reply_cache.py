@@ -82,4 +82,4 @@ class ReplyCache:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                _log.warning("the judge's replies cannot be kept in %s: %s", self.folder, error)
+                _log.warning("replies cannot be kept in %s: %s", self.folder, error)

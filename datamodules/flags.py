@@ -1,0 +1,32 @@
+"""Flags of the tools that take several words after one flag."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lit_vlaa.checks import UsageError
+
+
+class Flags(argparse.ArgumentParser):
+    """Reports errors in one line; both spellings of a flag work, `--some-flag` and `--some_flag`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError([message.removeprefix("argument ")])
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parses the words after the command."""
+        return self.parse_args([_dashed(word) for word in words])
+
+
+def _dashed(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return f"{flag.replace('_', '-')}{equals}{value}"

@@ -1,0 +1,144 @@
+"""Running a step that asks a model: many rows at a time, out in the order in which they came in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+from lit_vlaa.checks import RunStoppedError
+from lit_vlaa.endpoints.completions import Endpoint, EndpointLostError, RefusedError, UnansweredError
+from lit_vlaa.endpoints.reply_cache import ReplyCache
+from lit_vlaa.pipeline.config import BuildConfig
+from lit_vlaa.pipeline.prompt_files import PromptFile
+from lit_vlaa.pipeline.rows import Reject, Row, StepWriter
+from lit_vlaa.pipeline.steps import Asking, Work
+from lit_vlaa.rewards.scorers.client import run_apart
+
+AHEAD = 4
+"""Rows begun, for each that may be asked about at a time; a slow one holds up no more than these."""
+
+Outcome = Row | Reject | UnansweredError
+
+
+def ask_rows(
+    step: str,
+    rows: Iterable[Row],
+    writer: StepWriter,
+    *,
+    config: BuildConfig,
+    prompt: PromptFile,
+    image_root: Path,
+    cache: ReplyCache,
+    share: float,
+    tick: Callable[[], object],
+) -> None:
+    """Runs one of the steps 2 to 5 over all rows.
+
+    Args:
+        step: Its name.
+        rows: In order.
+        writer: Takes the outcomes, in the same order.
+        config: The build.
+        prompt: The step's.
+        image_root: Root of the images, resolved.
+        cache: Replies on disk.
+        share: Part of the rate limit that this process may use.
+        tick: Called after each row.
+
+    Raises:
+        RunStoppedError: If the endpoint is lost, or too many rows are without a reply. What was answered is on disk.
+        ValueError: If the key is missing.
+    """
+    settings = config.asking()[step]
+    unanswered: list[tuple[Row, str]] = []
+
+    async def work() -> None:
+        endpoint = Endpoint(settings.endpoint, option=f"{step}.endpoint.base_url", cache=cache, share=share)
+        asking = Asking(config, prompt, image_root, endpoint)
+        todo: dict[str, Work] = {
+            "caption": asking.caption,
+            "distil": asking.distil,
+            "rewrite": asking.rewrite,
+            "verify": asking.verify,
+        }
+        async with endpoint.open():
+            async for row, outcome in in_order(rows, todo[step], window=AHEAD * settings.endpoint.concurrency):
+                if isinstance(outcome, Row):
+                    writer.keep(outcome)
+                    if outcome.verified_by:
+                        writer.notes[f"right by {outcome.verified_by}"] += 1
+                else:
+                    if isinstance(outcome, UnansweredError):
+                        unanswered.append((row, str(outcome)))
+                        outcome = Reject("no reply came", str(outcome))  # noqa: PLW2901
+                    writer.reject(outcome, number=row.number, name=row.id, origin=row.origin)
+                tick()
+        writer.usage = endpoint.usage
+
+    try:
+        run_apart(work)
+    except EndpointLostError as error:
+        raise RunStoppedError(f"step {step}: {error}; run the same command again, nothing is asked twice") from error
+    if len(unanswered) > settings.max_unanswered * writer.rows_in:
+        row, why = unanswered[0]
+        raise RunStoppedError(
+            f"step {step}: no reply for {len(unanswered)} of {writer.rows_in} rows (first: {row.id}: {why}); run the "
+            f"same command again, nothing that was answered is asked twice; or allow for them by {step}.max_unanswered"
+        )
+
+
+async def in_order(rows: Iterable[Row], work: Work, *, window: int) -> AsyncIterator[tuple[Row, Outcome]]:
+    """Begins `window` rows, and a further one for each that is handed out.
+
+    Args:
+        rows: In order; taken when their turn comes.
+        work: A coroutine function of a row.
+        window: Rows that are begun and not handed out yet.
+
+    Yields:
+        Each row with its outcome, in order.
+
+    Raises:
+        EndpointLostError: As soon as one row meets it, whichever that is.
+    """
+    coming = iter(rows)
+    begun: deque[tuple[Row, asyncio.Task[Outcome]]] = deque()
+    lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(task: asyncio.Task[Outcome]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not lost.done():
+            lost.set_exception(error)
+
+    try:
+        while True:
+            while len(begun) < window and (row := next(coming, None)) is not None:
+                task = asyncio.create_task(_outcome(work, row))
+                task.add_done_callback(ended)
+                begun.append((row, task))
+            if not begun:
+                return
+            row, task = begun[0]
+            await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                lost.result()
+            begun.popleft()
+            yield row, task.result()
+    finally:
+        for _, task in begun:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
+        if lost.done():
+            lost.exception()
+        else:
+            lost.cancel()
+
+
+async def _outcome(work: Work, row: Row) -> Outcome:
+    try:
+        return await work(row)
+    except UnansweredError as error:
+        return error
+    except RefusedError as error:
+        return Reject("the endpoint refused the request", str(error))

@@ -1,0 +1,93 @@
+"""The configuration of a run as `lit-vlaa fit` would parse it, for tools that build nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from transformers import AutoConfig
+
+from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
+from lit_vlaa.backbone.processor import naming_path
+from lit_vlaa.backbone.released import model_config
+from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.lightning_cli import VLAACLI
+
+
+class Parsed(VLAACLI):
+    """Parses what `lit-vlaa fit` would and builds nothing."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, without the looks at this machine that `fit` takes.
+
+        Raises:
+            UsageError: If the arguments cannot be parsed.
+        """
+        try:
+            LightningCLI.parse_arguments(self, parser, args)
+        except UsageError as error:
+            raise UsageError([one_line(problem) for problem in error.problems]) from error
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
+def read_config(words: Sequence[str]) -> Any:
+    """Parses the flags of `lit-vlaa fit`.
+
+    Args:
+        words: Its flags, `--config FILE` among them.
+
+    Returns:
+        The configuration with `trainer`, `model` and `data`.
+
+    Raises:
+        UsageError: If the flags cannot be parsed.
+    """
+    before = sys.argv
+    # Lightning warns of arguments that it is given beside those of the process.
+    sys.argv = [before[0], "fit", *words]
+    try:
+        return Parsed().config["fit"]
+    finally:
+        sys.argv = before
+
+
+def backbone_of(parsed: Namespace) -> BackboneConfig:
+    """The backbone of a parsed configuration.
+
+    Raises:
+        ValueError: If its settings cannot work together.
+    """
+    values: dict[str, Any] = parsed.as_dict()
+    values["freeze"] = tuple(values["freeze"])
+    lora: dict[str, Any] = values.pop("lora")
+    lora |= {name: tuple(lora[name]) for name in ("parts", "targets")}
+    return BackboneConfig(**values, lora=LoRAConfig(**lora))
+
+
+def context_of(backbone: BackboneConfig) -> int | None:
+    """Positions that a backbone knows, by its own configuration; None where that does not say.
+
+    Raises:
+        ValueError: If there is no configuration; the message names the flag.
+    """
+    if backbone.path == "tiny":
+        config: Any = model_config(backbone)
+    else:
+        with naming_path(backbone):
+            config = AutoConfig.from_pretrained(
+                backbone.path, revision=backbone.revision, trust_remote_code=backbone.trust_remote_code
+            )
+    text: Mapping[str, Any] = getattr(config, "text_config", config).to_dict()
+    found = text.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
