@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers import PretrainedConfig
 
 from lit_vlaa.activations import decoder, image_tokens, passing_bytes
 from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
 from lit_vlaa.backbone.released import model_config
-from lit_vlaa.checks import UsageError, find_problems, one_line
+from lit_vlaa.checks import UsageError, find_problems
 from lit_vlaa.environment import gpu_bytes, look
 from lit_vlaa.generation import CachedGenerator
-from lit_vlaa.lightning_cli import VLAACLI
+from lit_vlaa.lightning_cli import Parsed
 from lit_vlaa.memory import (
     OVERHEAD,
     PHASES,
@@ -42,25 +41,6 @@ _TEXT_TOKENS = 256
 
 _BUILT_ON = {"Skywork-VL-Reward-7B": "Qwen/Qwen2.5-VL-7B-Instruct"}
 """Released models whose shape reward models have."""
-
-
-class _Parsed(VLAACLI):
-    """Parses what `lit-vlaa fit` would and builds nothing."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        try:
-            LightningCLI.parse_arguments(self, parser, args)
-        except UsageError as error:
-            raise UsageError([one_line(problem) for problem in error.problems]) from error
-
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is built."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -92,7 +72,7 @@ def run(words: Sequence[str]) -> int:
         return int(fatal)
     # Lightning warns of arguments that it is given beside those of the process.
     sys.argv = [sys.argv[0], "fit", *rest]
-    config: Any = _Parsed().config["fit"]
+    config: Any = Parsed().config["fit"]
     problems = find_problems(config)
     for problem in problems:
         _say(f"as it stands, fit would refuse: {problem}")

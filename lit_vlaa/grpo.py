@@ -22,7 +22,7 @@ from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.kl import ESTIMATORS, AdaptiveCoefficient
 from lit_vlaa.metrics import RankMeans, timed
-from lit_vlaa.micro_batches import Batching
+from lit_vlaa.micro_batches import Batching, scores_by_row
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
 from lit_vlaa.reference import Reference, ReferenceKind, Score
@@ -328,10 +328,9 @@ class GRPOModule(RewardedModule):
     @torch.no_grad()
     def _score_rows(self, score: Score, sampled: Sampled, rows: range) -> list[Tensor]:
         """Per row the `[C]` log-probabilities of its completion under a policy."""
-        result: dict[int, Tensor] = {}
-        for part in self.micro_batches([sampled.size(row) for row in rows]):
-            chosen = [rows[index] for index in part]
-            scores = self._forward(score, sampled, chosen)
-            sizes = [sampled.size(row).completion for row in chosen]
-            result |= zip(chosen, torch.split(scores.logprobs, sizes), strict=True)
-        return [result[row] for row in rows]
+        sizes = [sampled.size(row) for row in rows]
+
+        def forward(part: Sequence[int]) -> TokenScores:
+            return self._forward(score, sampled, [rows[index] for index in part])
+
+        return [row.logprobs for row in scores_by_row(sizes, self.micro_batches(sizes), forward)]

@@ -6,10 +6,13 @@ agreed on, and each spreads its rows over that many as evenly as it can.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
+import torch
+
 from lit_vlaa.sequences import micro_batch_count, split_contiguous
+from lit_vlaa.types import TokenScores
 
 Batching = Literal["shared", "packed", "padded"]
 """Layout of a forward pass: one sequence without padding in which rows of a prompt share its tokens (`shared`), the
@@ -71,6 +74,28 @@ def divide(sizes: Sequence[RowSize], parts: int, budget: int, batching: Batching
         )
         bins[largest : largest + 1] = _halves(bins[largest], sizes, batching)
     return sorted(bins)
+
+
+def scores_by_row(
+    sizes: Sequence[RowSize], parts: Iterable[Sequence[int]], score: Callable[[Sequence[int]], TokenScores]
+) -> list[TokenScores]:
+    """Scores rows micro-batch by micro-batch.
+
+    Args:
+        sizes: The rows.
+        parts: Row numbers of each micro-batch; every row is in one.
+        score: One forward pass over some rows; it scores their completions, row by row.
+
+    Returns:
+        The scores of each row's completion.
+    """
+    found: dict[int, TokenScores] = {}
+    for part in parts:
+        scores = score(part)
+        lengths = [sizes[row].completion for row in part]
+        columns = (torch.split(column, lengths) for column in (scores.logprobs, scores.entropy, scores.correct))
+        found |= {row: TokenScores(*own) for row, *own in zip(part, *columns, strict=True)}
+    return [found[row] for row in range(len(sizes))]
 
 
 def _halves(rows: list[int], sizes: Sequence[RowSize], batching: Batching) -> list[list[int]]:

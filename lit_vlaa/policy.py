@@ -26,9 +26,8 @@ from lit_vlaa.loop_state import settle
 from lit_vlaa.micro_batches import Batching, RowSize, count, divide
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
 from lit_vlaa.optimizer_states import check_kind
-from lit_vlaa.packing import pack
+from lit_vlaa.packing import join
 from lit_vlaa.parallel import accumulate, clip_gradients
-from lit_vlaa.sequences import assemble
 from lit_vlaa.stopping import stop_run
 from lit_vlaa.types import ModelInputs, Prompt, SamplingParams
 from lit_vlaa.unfinished import UnfinishedRollout
@@ -183,9 +182,7 @@ class PolicyModule(AnsweringPolicy):
         """The inputs of one forward pass over prompts with their completions, laid out as `--model.batching` says."""
         if self._trainer is not None and self.trainer.training:
             self.meter.note_pass(rows, share_prompts=self.batching == "shared", training=torch.is_grad_enabled())
-        if self.batching == "padded":
-            return assemble(rows, pad_token_id=self.processor.pad_token_id, device=self.device)
-        return pack(rows, share_prompts=self.batching == "shared", device=self.device)
+        return join(rows, self.batching, pad_token_id=self.processor.pad_token_id, device=self.device)
 
     def log_train(self, values: dict[str, float]) -> None:
         """Logs numbers that are the same on every rank, over optimiser steps rather than batches."""

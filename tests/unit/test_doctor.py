@@ -21,8 +21,8 @@ from lit_vlaa.backbone.config import LoRAConfig
 from lit_vlaa.backbone.offload import pack
 from lit_vlaa.backbone.value_head import load_value_head_model
 from lit_vlaa.cli import main
-from lit_vlaa.doctor import _Parsed
 from lit_vlaa.environment import Finding
+from lit_vlaa.lightning_cli import Parsed
 from lit_vlaa.memory import RewardModel, Run, estimate, peak
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.reference import Reference
@@ -168,7 +168,7 @@ def test_remedies_add_up(words: list[str], memory: int, seen: list[Run], capsys:
     assert doctor(*words, *added, f"--memory_gb={memory}") == 0
     assert peak(estimate(seen[0], SHAPE)) == pytest.approx(size * 2**30, rel=0.01)
     sys.argv = ["lit-vlaa", "fit", *words, *added]
-    parsed: Any = _Parsed()
+    parsed: Any = Parsed()
     built = parsed.parser.instantiate_classes(parsed.config)["fit"]["model"]
     assert built.backbone_config == seen[0].backbone
     assert built.reference.kind == ("adapter" if seen[0].kept == "none" else seen[0].kept)
