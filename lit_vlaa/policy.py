@@ -136,21 +136,33 @@ class PolicyModule(AnsweringPolicy):
         Returns:
             The gradient's norm before clipping; where it is not finite, the weights were left as they are.
         """
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)  # noqa: S101  # one optimiser is configured above
         parts = self.micro_batches(sizes)
         for number, part in enumerate(parts):
             with accumulate(self, self.backbone, sync=number == len(parts) - 1):
                 # DDP and FSDP2 average gradients over ranks; the losses of all ranks are meant to add up.
                 self.manual_backward(loss_of(part) * self.trainer.world_size)
         norm = clip_gradients(self.backbone.parameters(), self.max_grad_norm)
-        if math.isfinite(norm):
-            optimizer.step()
-            scheduler: Any = self.lr_schedulers()
-            scheduler.step()
         self._note_skipped(norm)
-        optimizer.zero_grad()
+        self.count_step(moves=math.isfinite(norm))
         return norm
+
+    def count_step(self, *, moves: bool) -> None:
+        """Takes the step that was prepared; one that does not move the weights counts too, and the schedule goes on.
+
+        Lightning's callbacks act where the steps are a multiple of some number, and look only at the end of a batch:
+        after a step that did not count, batches of several steps would end beside the multiples for good.
+
+        Args:
+            moves: Whether weights and the optimiser's moments change; neither does without gradients.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # noqa: S101  # one optimiser is configured above
+        scheduler: Any = self.lr_schedulers()
+        if not moves:
+            optimizer.zero_grad()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
 
     def _note_skipped(self, norm: float) -> None:
         """Counts steps whose gradient was not finite, on every rank alike; the weights stayed as they were.
