@@ -51,8 +51,8 @@ class VLAAThinkingDataModule(LightningDataModule):
     """Rows of VLAA-Thinking as batches for SFT or GRPO.
 
     Training, validation and test batches are `SFTBatch` for split sft and `PromptBatch` for split grpo; predict
-    batches, which come from the test file, are always `PromptBatch`. At every training step the local batches of W
-    ranks together are the global batch: rank r has its rows r, r + W, r + 2W, ...
+    batches, which come from the test file, are always `PromptBatch`. At every training step the local batches of all
+    ranks together are the global batch, equally many rows each (`datamodules.sampler` says which).
     """
 
     preflight = "datamodules.check.preflight:run"  # what `lit-vlaa doctor` has look at the rows
@@ -226,6 +226,7 @@ class VLAAThinkingDataModule(LightningDataModule):
             world_size=world_size,
             seed=self.seed,
             shuffle=self.shuffle,
+            costs=table.text_bytes()[chosen] if self.split == "sft" else None,
         )
         if rank == 0:
             _LOG.info(

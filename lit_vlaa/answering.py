@@ -14,6 +14,7 @@ import lit_vlaa.strategies  # noqa: F401  # registers fsdp2 and its kin for Trai
 from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
 from lit_vlaa.generation import CachedGenerator, RolloutKey
 from lit_vlaa.generation.protocol import Generator as RolloutEngine
+from lit_vlaa.generation.protocol import OnGroup
 from lit_vlaa.meter import Meter
 from lit_vlaa.parallel import unsharded
 from lit_vlaa.sharding import sharding_policies
@@ -110,6 +111,7 @@ class AnsweringPolicy(LightningModule):
         step: int | None = None,
         attempt: int = 0,
         params: SamplingParams | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         """Samples completions from the policy.
 
@@ -119,11 +121,13 @@ class AnsweringPolicy(LightningModule):
             step: Names the randomness beside the seed; None takes the current optimiser step.
             attempt: How often these prompts were drawn before at this step.
             params: How to sample; None takes `sampling`.
+            on_group: Told of each prompt whose completions have all ended, by an engine that takes this argument.
         """
         key = RolloutKey(seed=self._rollout_seed(), step=self.global_step if step is None else step, attempt=attempt)
+        told: dict[str, OnGroup] = {} if on_group is None else {"on_group": on_group}
         with self.rollout_mode():
             groups = self.engine.generate(
-                self.backbone, prompts, group_size=group_size, params=params or self.sampling, key=key
+                self.backbone, prompts, group_size=group_size, params=params or self.sampling, key=key, **told
             )
         # Evaluation during training is no part of the batch.
         if params is None and self._trainer is not None and self.trainer.training:
@@ -152,8 +156,9 @@ class AnsweringPolicy(LightningModule):
 def _cast_weights_once(device_type: str) -> Generator[None]:
     """Under mixed precision, keeps the half-precision copies of the weights for a whole rollout.
 
-    Lightning switches autocast's cache off, since weights change within a training step; decoding would then convert
-    every weight for every token. The copies are dropped before the weights can change.
+    Lightning switches autocast's cache off, since weights change within a training step. `CachedGenerator` has copies
+    of its own, but for the head, which it would convert for every token, as `TransformersGenerator` would every weight.
+    The copies are dropped before the weights can change.
     """
     if not torch.is_autocast_enabled(device_type):
         yield

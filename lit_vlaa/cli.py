@@ -68,6 +68,18 @@ TOOLS = {
         "compare an evaluation with a baseline row by row, with intervals and tests",
         words=True,
     ),
+    "study run": Tool(
+        "lit_vlaa.study.commands:run", "train, evaluate and compare matched arms by SFT and RL", words=True
+    ),
+    "study report": Tool("lit_vlaa.study.report:run", "write a study's report again from its folder", words=True),
+    "study plan": Tool("lit_vlaa.study.commands:plan", "show a study's jobs and what differs between arms", words=True),
+    "study slurm": Tool("lit_vlaa.study.commands:slurm", "write scripts that run a study on a cluster", words=True),
+    "study traces": Tool(
+        "lit_vlaa.study.traces_tool:run", "measure saved responses: length, doubt, contradiction, form", words=True
+    ),
+    "study perplexity": Tool(
+        "lit_vlaa.study.perplexity_tool:run", "perplexity of saved responses under a base model", words=True
+    ),
     "doctor": Tool("lit_vlaa.doctor:run", "tell whether runs work here, and how much memory one takes", words=True),
     "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
 }

@@ -9,7 +9,7 @@ Departures from the paper (section on RL training):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.kl import ESTIMATORS, AdaptiveCoefficient
 from lit_vlaa.metrics import RankMeans, timed
-from lit_vlaa.micro_batches import Batching
+from lit_vlaa.micro_batches import Batching, scores_by_row
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.protocols import ScoreFunction, Scorer, Verifier
 from lit_vlaa.reference import Reference, ReferenceKind, Score
@@ -32,6 +32,7 @@ from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rollout import (
     Experience,
+    Judged,
     Sampled,
     divergence,
     flatten,
@@ -39,7 +40,8 @@ from lit_vlaa.rollout import (
     rollout_means,
     with_advantages,
 )
-from lit_vlaa.types import Kind, Prompt, PromptBatch, RewardResult, SamplingParams, TokenScores
+from lit_vlaa.streamed_reward import StreamedVerdicts, can_stream
+from lit_vlaa.types import Kind, Prompt, PromptBatch, SamplingParams, TokenScores
 from lit_vlaa.unfinished import RolloutShape, UnfinishedRollout, take_up
 from lit_vlaa.update import STEP_MEANS, UpdateStep
 
@@ -153,6 +155,7 @@ class GRPOModule(RewardedModule):
         self.reference = Reference(reference, backbone, init_from)
         self._shape = RolloutShape(group_size, train_batch_size, num_iterations)
         self._left: dict[str, Any] | None = None
+        self._streams = can_stream(self.engine, needs_device=self.guard.needs_device)
 
     def steps_per_batch(self) -> int:
         """Optimiser steps that one rollout gives.
@@ -254,25 +257,24 @@ class GRPOModule(RewardedModule):
 
     def _collect(self, prompts: Sequence[Prompt], seconds: dict[str, float]) -> Experience:
         """Completions, their verdicts and advantages, and what policy and reference thought of them."""
-        with timed(seconds, "generate"):
-            sampled = self._sample(prompts)
-        settled: tuple[RewardResult, ...] | None = None
-        resampled = 0.0
-        if self.advantage.resample:
-            with timed(seconds, "resample"):
-                sampled, settled, resampled = resample(
-                    sampled,
-                    draw=self._sample,
-                    verdicts_of=partial(judge, reward=self.reward, open_images=self.open_images),
-                    times=self.advantage.resample,
-                    sum_over_ranks=self.sum_over_ranks,
-                )
-        rows = range(len(sampled.completions))
         old: list[Tensor] | None = None
         reference: list[Tensor] | None = None
-        # Verifiers work in processes and over networks: let them, while the device scores the same completions.
-        work = partial(judge, sampled, self.reward, self.open_images) if settled is None else lambda: settled
-        with self.guard.judging(work, self.device) as verdicts:
+        resampled = 0.0
+        # Verifiers work in processes and over networks: let them, while the device writes and reads completions.
+        with StreamedVerdicts(prompts, self.group_size, self._judging(), self.device) as verdicts:
+            with timed(seconds, "generate"):
+                on_group = verdicts.add if self._streams else None
+                groups = self.complete(prompts, group_size=self.group_size, on_group=on_group)
+            with timed(seconds, "reward_wait"):
+                sampled = verdicts.finish(groups, wait=self.guard.needs_device or self.advantage.resample > 0)
+            if self.advantage.resample:
+                judged, seconds["reward"] = verdicts.result()
+                with timed(seconds, "resample"):
+                    judged, resampled = resample(
+                        judged, draw=self._redraw, times=self.advantage.resample, sum_over_ranks=self.sum_over_ranks
+                    )
+                sampled = judged
+            rows = range(len(sampled.completions))
             if self.steps_per_batch() > 1:
                 old = [completion.logprobs for completion in sampled.completions]
                 if self.old_logprobs == "learner":
@@ -281,11 +283,11 @@ class GRPOModule(RewardedModule):
             if self.reference.made:
                 with timed(seconds, "reference"), self.reference.running() as score:
                     reference = self._score_rows(score, sampled, rows)
-            with timed(seconds, "reward_wait"):
-                results, seconds["reward"] = verdicts.result()
+            if not self.advantage.resample:
+                with timed(seconds, "reward_wait"):
+                    judged, seconds["reward"] = verdicts.result()
         rollout = with_advantages(
-            sampled,
-            results,
+            judged,
             self.advantage,
             limit=self.sampling.max_new_tokens,
             divergence=self._divergence(sampled, old, reference),
@@ -293,9 +295,12 @@ class GRPOModule(RewardedModule):
         )
         return Experience(rollout=rollout, old=old, reference=reference, resampled=resampled)
 
-    def _sample(self, prompts: Sequence[Prompt], attempt: int = 0) -> Sampled:
+    def _redraw(self, prompts: Sequence[Prompt], attempt: int) -> Judged:
         groups = self.complete(prompts, group_size=self.group_size, attempt=attempt)
-        return flatten(prompts, groups, self.processor.decode)
+        return self._judging()(flatten(prompts, groups))
+
+    def _judging(self) -> Callable[[Sampled], Judged]:
+        return partial(judge, decode=self.processor.decode, reward=self.reward, open_images=self.open_images)
 
     def _divergence(self, sampled: Sampled, old: list[Tensor] | None, reference: list[Tensor] | None) -> Tensor | None:
         """`[B * G]` what each completion's reward loses by its divergence; None where that is in the loss."""
@@ -315,7 +320,8 @@ class GRPOModule(RewardedModule):
             sum_over_ranks=self.sum_over_ranks,
         )
         if not step.sequences:
-            return 0.0  # nothing to learn from; a step on no gradient would still move weights by momentum and decay
+            self.count_step(moves=False)  # nothing to learn from: momentum and decay shall not move the weights either
+            return 0.0
         norm = self.take_step(step.sizes, step.loss_of)
         # A step that ends the run is taken again by the one that goes on: its numbers count once it is done.
         means.merge(step.means)
@@ -328,10 +334,9 @@ class GRPOModule(RewardedModule):
     @torch.no_grad()
     def _score_rows(self, score: Score, sampled: Sampled, rows: range) -> list[Tensor]:
         """Per row the `[C]` log-probabilities of its completion under a policy."""
-        result: dict[int, Tensor] = {}
-        for part in self.micro_batches([sampled.size(row) for row in rows]):
-            chosen = [rows[index] for index in part]
-            scores = self._forward(score, sampled, chosen)
-            sizes = [sampled.size(row).completion for row in chosen]
-            result |= zip(chosen, torch.split(scores.logprobs, sizes), strict=True)
-        return [result[row] for row in rows]
+        sizes = [sampled.size(row) for row in rows]
+
+        def forward(part: Sequence[int]) -> TokenScores:
+            return self._forward(score, sampled, [rows[index] for index in part])
+
+        return [row.logprobs for row in scores_by_row(sizes, self.micro_batches(sizes), forward)]

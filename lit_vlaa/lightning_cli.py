@@ -165,6 +165,30 @@ class VLAACLI(LightningCLI):
             raise UsageError([_reason(error)], local=reading) from error
 
 
+class Parsed(VLAACLI):
+    """Parses what a command would, checks no more, and builds nothing; `config` has the result."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses.
+
+        Raises:
+            UsageError: If an argument cannot be read.
+        """
+        try:
+            LightningCLI.parse_arguments(self, parser, args)
+        except UsageError as error:
+            raise UsageError([one_line(problem) for problem in error.problems]) from error
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
 class Progress(Callback):
     """Notes when the Trainer has set everything up and begins its work."""
 
@@ -210,7 +234,8 @@ def default_loggers(root: str | Path) -> list[Logger]:
     """TensorBoard events and `metrics.csv` side by side in `<root>/version_<n>`, with the first n that is free."""
     tensorboard = TensorBoardLogger(root, name="")
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # The folder is shared on purpose.
-    return [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
+    # Every row is on the disk before the next checkpoint, so that a run that goes on after a crash leaves no gap.
+    return [tensorboard, CSVLogger(root, name="", version=tensorboard.version, flush_logs_every_n_steps=1)]
 
 
 def run(args: Sequence[str]) -> None:

@@ -6,10 +6,15 @@ agreed on, and each spreads its rows over that many as evenly as it can.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
+import torch
+
 from lit_vlaa.sequences import micro_batch_count, split_contiguous
+from lit_vlaa.types import TokenScores
 
 Batching = Literal["shared", "packed", "padded"]
 """Layout of a forward pass: one sequence without padding in which rows of a prompt share its tokens (`shared`), the
@@ -64,18 +69,52 @@ def divide(sizes: Sequence[RowSize], parts: int, budget: int, batching: Batching
     bins = _even(pieces, parts, sizes, batching)
     if max(_cost(part, sizes, batching) for part in bins) > budget:
         bins = _first_fit(pieces, sizes, budget, batching)
-    while len(bins) < parts:
-        largest = max(
-            (number for number, part in enumerate(bins) if len(part) > 1),
-            key=lambda number: _cost(bins[number], sizes, batching),
-        )
-        bins[largest : largest + 1] = _halves(bins[largest], sizes, batching)
-    return sorted(bins)
+    return sorted(_cut(bins, parts, sizes, batching))
 
 
-def _halves(rows: list[int], sizes: Sequence[RowSize], batching: Batching) -> list[list[int]]:
-    cuts = ([rows[:at], rows[at:]] for at in range(1, len(rows)))
-    return min(cuts, key=lambda halves: max(_cost(half, sizes, batching) for half in halves))
+def scores_by_row(
+    sizes: Sequence[RowSize], parts: Iterable[Sequence[int]], score: Callable[[Sequence[int]], TokenScores]
+) -> list[TokenScores]:
+    """Scores rows micro-batch by micro-batch.
+
+    Args:
+        sizes: The rows.
+        parts: Row numbers of each micro-batch; every row is in one.
+        score: One forward pass over some rows; it scores their completions, row by row.
+
+    Returns:
+        The scores of each row's completion.
+    """
+    found: dict[int, TokenScores] = {}
+    for part in parts:
+        scores = score(part)
+        lengths = [sizes[row].completion for row in part]
+        columns = (torch.split(column, lengths) for column in (scores.logprobs, scores.entropy, scores.correct))
+        found |= {row: TokenScores(*own) for row, *own in zip(part, *columns, strict=True)}
+    return [found[row] for row in range(len(sizes))]
+
+
+def _cut(bins: list[list[int]], parts: int, sizes: Sequence[RowSize], batching: Batching) -> list[list[int]]:
+    """Halves the largest of several rows until there are so many parts."""
+
+    def turn(part: list[int]) -> tuple[int, list[int]]:
+        # Single rows, which cannot be halved, come last.
+        return (-_cost(part, sizes, batching) if len(part) > 1 else 1), part
+
+    queue = [turn(part) for part in bins]
+    heapq.heapify(queue)
+    while len(queue) < parts:
+        _, largest = heapq.heappop(queue)
+        for half in _halves(largest, sizes, batching):
+            heapq.heappush(queue, turn(half))
+    return [part for _, part in queue]
+
+
+def _halves(rows: list[int], sizes: Sequence[RowSize], batching: Batching) -> tuple[list[int], list[int]]:
+    ahead = _costs(rows, sizes, batching)
+    behind = _costs(reversed(rows), sizes, batching)
+    at = min(range(1, len(rows)), key=lambda at: max(ahead[at - 1], behind[len(rows) - at - 1]))
+    return rows[:at], rows[at:]
 
 
 def _lengths(sizes: Sequence[RowSize]) -> list[int]:
@@ -83,47 +122,69 @@ def _lengths(sizes: Sequence[RowSize]) -> list[int]:
 
 
 def _cost(rows: Sequence[int], sizes: Sequence[RowSize], batching: Batching) -> int:
-    """Tokens of a packed sequence of these rows."""
-    if batching == "packed":
-        return sum(sizes[row].prompt + sizes[row].completion for row in rows)
-    prompts = {sizes[row].group: sizes[row].prompt for row in rows}
-    return sum(prompts.values()) + sum(sizes[row].completion for row in rows)
+    """Tokens of a packed sequence of these rows, those of a group beside each other."""
+    return _costs(rows, sizes, batching)[-1]
+
+
+def _costs(rows: Iterable[int], sizes: Sequence[RowSize], batching: Batching) -> list[int]:
+    """The same for the first of the rows, the first two, and so on."""
+    added = []
+    group = None
+    for row in rows:
+        size = sizes[row]
+        added.append(size.completion if batching == "shared" and size.group == group else size.prompt + size.completion)
+        group = size.group
+    return list(accumulate(added))
 
 
 def _pieces(sizes: Sequence[RowSize], budget: int, batching: Batching) -> list[list[int]]:
     """Rows that stay together, the largest first."""
     pieces: list[list[int]] = []
+    costs: list[int] = []
     for row, size in enumerate(sizes):
         together = batching == "shared" and pieces and sizes[pieces[-1][-1]].group == size.group
-        if together and _cost([*pieces[-1], row], sizes, batching) <= budget:
+        if together and costs[-1] + size.completion <= budget:
             pieces[-1].append(row)
+            costs[-1] += size.completion
         else:
             pieces.append([row])
-    return sorted(pieces, key=lambda piece: -_cost(piece, sizes, batching))
+            costs.append(size.prompt + size.completion)
+    return [pieces[number] for number in sorted(range(len(pieces)), key=lambda number: -costs[number])]
 
 
 def _first_fit(
     pieces: Sequence[Sequence[int]], sizes: Sequence[RowSize], budget: int, batching: Batching
 ) -> list[list[int]]:
-    bins: list[list[int]] = []
-    loads: list[int] = []
+    """Each piece goes into the first bin that it fits into, or that is empty.
+
+    Room is kept as a tree whose nodes hold the most of any bin below them, so that a bin is found without a look at
+    all.
+    """
+    width = 1 << (len(pieces) - 1).bit_length()
+    room = [budget] * (2 * width)
+    bins: list[list[int]] = [[] for _ in range(width)]
+    used = 0
     for piece in pieces:
         cost = _cost(piece, sizes, batching)
-        place = next((number for number, load in enumerate(loads) if load + cost <= budget), None)
-        if place is None:
-            bins.append(list(piece))
-            loads.append(cost)
-        else:
-            bins[place].extend(piece)
-            loads[place] += cost
-    return [sorted(part) for part in bins]
+        node = 1
+        while node < width:
+            node = 2 * node if room[2 * node] >= cost else 2 * node + 1
+        if cost > budget:
+            node = width + used
+        used = max(used, node - width + 1)
+        bins[node - width].extend(piece)
+        room[node] -= cost
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
+    return [sorted(part) for part in bins[:used]]
 
 
 def _even(pieces: Sequence[Sequence[int]], parts: int, sizes: Sequence[RowSize], batching: Batching) -> list[list[int]]:
     bins: list[list[int]] = [[] for _ in range(parts)]
-    loads = [0] * parts
+    loads = [(0, place) for place in range(parts)]
     for piece in pieces:
-        place = loads.index(min(loads))
+        load, place = loads[0]
         bins[place].extend(piece)
-        loads[place] += _cost(piece, sizes, batching)
+        heapq.heapreplace(loads, (load + _cost(piece, sizes, batching), place))
     return [sorted(part) for part in bins if part]

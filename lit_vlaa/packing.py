@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_vlaa.micro_batches import Batching
 from lit_vlaa.segments import Segments
+from lit_vlaa.sequences import assemble
 from lit_vlaa.types import ImageKey, ModelInputs, Prompt
 
 
@@ -43,6 +45,26 @@ def pack(
         for number, own in zip(members, places, strict=True):
             predictors[number] = own
     return packer.inputs(torch.cat(predictors), torch.cat([completion for _, completion in rows]), device)
+
+
+def join(
+    rows: Sequence[tuple[Prompt, Tensor]],
+    batching: Batching,
+    *,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+) -> ModelInputs:
+    """Joins prompts and completions for one forward pass in the layout that `batching` names.
+
+    Args:
+        rows: As for `pack`.
+        batching: The layout.
+        pad_token_id: Fills the ends of padded rows.
+        device: Where the tensors go.
+    """
+    if batching == "padded":
+        return assemble(rows, pad_token_id=pad_token_id, device=device)
+    return pack(rows, share_prompts=batching == "shared", device=device)
 
 
 class _Packer:

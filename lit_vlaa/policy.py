@@ -26,9 +26,8 @@ from lit_vlaa.loop_state import settle
 from lit_vlaa.micro_batches import Batching, RowSize, count, divide
 from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
 from lit_vlaa.optimizer_states import check_kind
-from lit_vlaa.packing import pack
+from lit_vlaa.packing import join
 from lit_vlaa.parallel import accumulate, clip_gradients
-from lit_vlaa.sequences import assemble
 from lit_vlaa.stopping import stop_run
 from lit_vlaa.types import ModelInputs, Prompt, SamplingParams
 from lit_vlaa.unfinished import UnfinishedRollout
@@ -137,21 +136,33 @@ class PolicyModule(AnsweringPolicy):
         Returns:
             The gradient's norm before clipping; where it is not finite, the weights were left as they are.
         """
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)  # noqa: S101  # one optimiser is configured above
         parts = self.micro_batches(sizes)
         for number, part in enumerate(parts):
             with accumulate(self, self.backbone, sync=number == len(parts) - 1):
                 # DDP and FSDP2 average gradients over ranks; the losses of all ranks are meant to add up.
                 self.manual_backward(loss_of(part) * self.trainer.world_size)
         norm = clip_gradients(self.backbone.parameters(), self.max_grad_norm)
-        if math.isfinite(norm):
-            optimizer.step()
-            scheduler: Any = self.lr_schedulers()
-            scheduler.step()
         self._note_skipped(norm)
-        optimizer.zero_grad()
+        self.count_step(moves=math.isfinite(norm))
         return norm
+
+    def count_step(self, *, moves: bool) -> None:
+        """Takes the step that was prepared; one that does not move the weights counts too, and the schedule goes on.
+
+        Lightning's callbacks act where the steps are a multiple of some number, and look only at the end of a batch:
+        after a step that did not count, batches of several steps would end beside the multiples for good.
+
+        Args:
+            moves: Whether weights and the optimiser's moments change; neither does without gradients.
+        """
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # noqa: S101  # one optimiser is configured above
+        scheduler: Any = self.lr_schedulers()
+        if not moves:
+            optimizer.zero_grad()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
 
     def _note_skipped(self, norm: float) -> None:
         """Counts steps whose gradient was not finite, on every rank alike; the weights stayed as they were.
@@ -183,9 +194,7 @@ class PolicyModule(AnsweringPolicy):
         """The inputs of one forward pass over prompts with their completions, laid out as `--model.batching` says."""
         if self._trainer is not None and self.trainer.training:
             self.meter.note_pass(rows, share_prompts=self.batching == "shared", training=torch.is_grad_enabled())
-        if self.batching == "padded":
-            return assemble(rows, pad_token_id=self.processor.pad_token_id, device=self.device)
-        return pack(rows, share_prompts=self.batching == "shared", device=self.device)
+        return join(rows, self.batching, pad_token_id=self.processor.pad_token_id, device=self.device)
 
     def log_train(self, values: dict[str, float]) -> None:
         """Logs numbers that are the same on every rank, over optimiser steps rather than batches."""

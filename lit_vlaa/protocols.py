@@ -63,7 +63,12 @@ class AnsweringModule(Protocol):
 
 
 class Scorer(Protocol):
-    """A model of answer quality for open-ended questions."""
+    """A model of answer quality for open-ended questions.
+
+    In training it is called in a thread, while other completions are being written: an answer's score may not depend on
+    the other answers of the call. With an attribute `uses_accelerator` that is true it is called once, when the rollout
+    is over.
+    """
 
     def __call__(self, requests: Sequence[RewardRequest], answers: Sequence[str]) -> list[float | None]:
         """Scores `answers[i]` for `requests[i]`; None where this scorer failed."""
@@ -89,5 +94,6 @@ Verifier = Callable[[str, RewardRequest], float]
 """Judges one answer of its kind: (content of the answer block, request) -> value in [0, 1].
 
 Raises `rewards.errors.UnparsableTruthError` for a ground truth that it cannot read. Any other exception and any other
-value count as a failed verification, never as a wrong answer. It runs in the trainer's process on hostile text.
+value count as a failed verification, never as a wrong answer. It runs in a thread of the trainer's process, on hostile
+text.
 """

@@ -2,6 +2,9 @@
 
 Departure from the paper: it keeps such groups. Whether completions earn the same is judged by their rewards alone,
 before length penalty and divergence, which would tell apart answers that are equally right or wrong.
+
+The first completions are scored while they are written (`lit_vlaa.streamed_reward`), those drawn again when all of them
+are there.
 """
 
 from __future__ import annotations
@@ -12,68 +15,55 @@ import torch
 from torch import Tensor
 
 from lit_vlaa.advantages import zero_variance
-from lit_vlaa.rollout import Sampled, table
-from lit_vlaa.types import Prompt, RewardResult
-
-Verdicts = tuple[RewardResult, ...]
+from lit_vlaa.rollout import Judged, table
+from lit_vlaa.types import Prompt
 
 
 def resample(
-    sampled: Sampled,
+    judged: Judged,
     *,
-    draw: Callable[[Sequence[Prompt], int], Sampled],
-    verdicts_of: Callable[[Sampled], Verdicts],
+    draw: Callable[[Sequence[Prompt], int], Judged],
     times: int,
     sum_over_ranks: Callable[[Tensor], Tensor],
-) -> tuple[Sampled, Verdicts, float]:
+) -> tuple[Judged, float]:
     """Draws flat groups again until their rewards differ, or `times` times.
 
     Args:
-        sampled: One rank's completions.
-        draw: Gives completions of some prompts at the n-th attempt, n from 1; every rank calls it equally often.
-        verdicts_of: Scores completions.
+        judged: One rank's completions.
+        draw: Gives completions of some prompts, or of none, at the n-th attempt, n from 1, with their verdicts; every
+            rank calls it equally often.
         times: Most attempts.
         sum_over_ranks: Adds up a tensor over all ranks.
 
     Returns:
-        The completions with the new groups in the old ones' places, all verdicts, and the share of groups over all
-        ranks that were drawn again.
+        The completions with the new groups in the old ones' places, and the share of groups over all ranks that were
+        drawn again.
     """
-    results = verdicts_of(sampled)
     again = 0.0
     for attempt in range(1, times + 1):
-        flat = zero_variance(*table(results, sampled.group_size))
+        flat = zero_variance(*table(judged.results, judged.group_size))
         places = flat.nonzero().flatten().tolist()
         drawn, groups = sum_over_ranks(torch.tensor([float(len(places)), float(flat.numel())])).tolist()
         if not drawn:
             break
         again = max(again, drawn / groups)
-        fresh = draw([sampled.prompts[place] for place in places], attempt)
-        sampled, results = replace_groups(sampled, results, places, fresh, verdicts_of(fresh) if places else ())
-    return sampled, results, again
+        judged = replace_groups(judged, places, draw([judged.prompts[place] for place in places], attempt))
+    return judged, again
 
 
-def replace_groups(
-    sampled: Sampled,
-    results: Sequence[RewardResult],
-    places: Sequence[int],
-    fresh: Sampled,
-    again: Sequence[RewardResult],
-) -> tuple[Sampled, Verdicts]:
+def replace_groups(judged: Judged, places: Sequence[int], fresh: Judged) -> Judged:
     """Puts groups that were drawn again in place of the old ones, where their rewards now differ.
 
     Args:
-        sampled: All completions.
-        results: Their verdicts.
+        judged: All completions.
         places: Which prompts were drawn again.
         fresh: The new completions of these prompts, in order.
-        again: Their verdicts.
     """
-    size = sampled.group_size
-    completions, texts, verdicts = list(sampled.completions), list(sampled.texts), list(results)
-    flat = zero_variance(*table(again, size)).tolist() if places else []
+    size = judged.group_size
+    completions, texts, results = list(judged.completions), list(judged.texts), list(judged.results)
+    flat = zero_variance(*table(fresh.results, size)).tolist() if places else []
     for index, place in enumerate(places):
         if not flat[index]:
             old, new = slice(place * size, (place + 1) * size), slice(index * size, (index + 1) * size)
-            completions[old], texts[old], verdicts[old] = fresh.completions[new], fresh.texts[new], again[new]
-    return Sampled(sampled.prompts, tuple(completions), tuple(texts)), tuple(verdicts)
+            completions[old], texts[old], results[old] = fresh.completions[new], fresh.texts[new], fresh.results[new]
+    return Judged(judged.prompts, tuple(completions), tuple(texts), tuple(results))

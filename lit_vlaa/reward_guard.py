@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -19,8 +15,6 @@ from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.stopping import stop_run
 from lit_vlaa.types import Kind, RewardResult
 
-_T = TypeVar("_T")
-
 
 class RewardGuard:
     """Watches over a run's reward.
@@ -31,8 +25,8 @@ class RewardGuard:
 
     def __init__(self, reward: MixedReward) -> None:
         self.kinds = reward.kinds
-        # Such a scorer wants the device's memory for itself.
-        self._needs_device = bool(getattr(reward.open_ended.scorer, "uses_accelerator", False))
+        self.needs_device = bool(getattr(reward.open_ended.scorer, "uses_accelerator", False))
+        """Whether the scorer wants the device, and its memory, for itself."""
         self._reward = reward
         self._watch = FailureWatch(reward.kinds, most=reward.config.max_failed, window=reward.config.failed_window)
         self._reason: str | None = None
@@ -56,35 +50,6 @@ class RewardGuard:
                 )
         if not kinds_in_use or "open_ended" in kinds_in_use:
             self._reward.prepare()
-
-    @contextmanager
-    def judging(self, work: Callable[[], _T], device: torch.device) -> Iterator[Future[tuple[_T, float]]]:
-        """Scores in a thread of its own; waits for it at the start where the scorer needs the device, else at the end.
-
-        Args:
-            work: What scores.
-            device: This rank's device.
-
-        Yields:
-            What `work` will give, and the seconds that it took.
-        """
-        outcome: Future[tuple[_T, float]] = Future()
-
-        def run() -> None:
-            try:
-                if device.type == "cuda":
-                    torch.cuda.set_device(device)  # a new thread would take the first
-                started = time.perf_counter()
-                outcome.set_result((work(), time.perf_counter() - started))
-            except BaseException as error:  # noqa: BLE001 - raised again by `result`
-                outcome.set_exception(error)
-
-        # Not an executor's thread: Python would wait for that one when the user interrupts the run.
-        threading.Thread(target=run, name="reward", daemon=True).start()
-        if self._needs_device:
-            wait([outcome])
-        yield outcome
-        wait([outcome])
 
     def note(self, results: Sequence[RewardResult], sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Adds one rollout's results; may decide that the run ends (`stop_if_decided`).

@@ -11,7 +11,11 @@ from lit_vlaa.policy import PolicyModule
 from lit_vlaa.reward_guard import RewardGuard
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rollout import OpenImages, request_for
-from lit_vlaa.types import PromptBatch
+from lit_vlaa.study.responses import ScoredResponse
+from lit_vlaa.types import Completion, Prompt, PromptBatch, RewardResult
+
+Outcome = dict[str, tuple[ScoredResponse | None, ...]]
+"""What an evaluation step hands to callbacks: `responses`, one for each row of the batch, None where it only pads."""
 
 
 class RewardedModule(PolicyModule):
@@ -42,13 +46,13 @@ class RewardedModule(PolicyModule):
         """
         self.guard.stop_if_decided(self.trainer, self.latest)
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Outcome:  # noqa: ARG002
         """Reward of one completion a held-out prompt, drawn as in training."""
-        self._evaluate(batch)
+        return self._evaluate(batch, "val")
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> Outcome:  # noqa: ARG002
         """Reward of one completion a test prompt, drawn as in training."""
-        self._evaluate(batch)
+        return self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         """Logs the rewards of all ranks."""
@@ -67,16 +71,18 @@ class RewardedModule(PolicyModule):
         """Opens a record's images, where the data module can."""
         return getattr(self.trainer.datamodule, "open_images", None)  # type: ignore[attr-defined]
 
-    def _evaluate(self, batch: PromptBatch) -> None:
+    def _evaluate(self, batch: PromptBatch, stage: str) -> Outcome:
         if not len(batch):
-            return
-        groups = self.complete(batch.prompts, group_size=1, step=0)
-        texts = [self.processor.decode(group[0].token_ids) for group in groups]
+            return {"responses": ()}
+        completions = [group[0] for group in self.complete(batch.prompts, group_size=1, step=0)]
+        texts = [self.processor.decode(completion.token_ids) for completion in completions]
         pairs = zip(batch.prompts, texts, strict=True)
         results = self.reward([request_for(prompt, text, self.open_images) for prompt, text in pairs])
         for prompt, result in zip(batch.prompts, results, strict=True):
             if not prompt.padding:
                 self.eval_stats.update(result.kind, result.value if result.judged else None)
+        rows = zip(batch.prompts, completions, texts, results, strict=True)
+        return {"responses": tuple(None if row[0].padding else _response(stage, *row) for row in rows)}
 
     def _log_evaluation(self, stage: str) -> None:
         if not self.on_any_rank(self.eval_stats.update_called):
@@ -86,3 +92,22 @@ class RewardedModule(PolicyModule):
             rank_zero_warn(f"{stage}: {values['failed']:.0f} answers without a verdict are left out (failed/<kind>)")
         self.eval_stats.reset()
         self.log_dict({**{f"{stage}/{name}": value for name, value in values.items()}, "step": float(self.global_step)})
+
+
+def _response(stage: str, prompt: Prompt, completion: Completion, text: str, result: RewardResult) -> ScoredResponse:
+    record = prompt.record
+    return ScoredResponse(
+        set=stage,
+        id=record.id,
+        response=text,
+        score=result.value if result.judged else None,
+        kind=record.kind,
+        source=record.source,
+        question=record.question,
+        truth=record.truth,
+        image=record.images[0] if record.images else None,
+        tokens=completion.token_ids.numel(),
+        finish=completion.finish,
+        status=result.status,
+        extracted=result.extracted,
+    )

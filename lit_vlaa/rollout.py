@@ -31,8 +31,6 @@ class Sampled:
     """`B` prompts."""
     completions: tuple[Completion, ...]
     """`B * G` completions, prompt by prompt."""
-    texts: tuple[str, ...]
-    """`B * G` decoded completions."""
 
     @property
     def group_size(self) -> int:
@@ -50,11 +48,19 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout(Sampled):
-    """A rank's scored rollout."""
+class Judged(Sampled):
+    """A rank's completions with their verdicts."""
 
+    texts: tuple[str, ...]
+    """`B * G` decoded completions."""
     results: tuple[RewardResult, ...]
     """`B * G` verdicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Judged):
+    """A rank's scored rollout."""
+
     rewards: Tensor
     """`[B, G]` float32."""
     valid: Tensor
@@ -94,36 +100,34 @@ class Experience:
     """Share of groups over all ranks that were drawn again."""
 
 
-def flatten(
-    prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], decode: Callable[[Tensor], str]
-) -> Sampled:
+def flatten(prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]]) -> Sampled:
     """Lays completions out as rows.
 
     Args:
         prompts: B prompts.
         groups: For each prompt its G completions.
-        decode: Tokens to text.
     """
-    completions = tuple(completion for group in groups for completion in group)
-    return Sampled(tuple(prompts), completions, tuple(decode(completion.token_ids) for completion in completions))
+    return Sampled(tuple(prompts), tuple(completion for group in groups for completion in group))
 
 
 def judge(
     sampled: Sampled,
+    decode: Callable[[Tensor], str],
     reward: Callable[[Sequence[RewardRequest]], list[RewardResult]],
     open_images: OpenImages | None = None,
-) -> tuple[RewardResult, ...]:
+) -> Judged:
     """Scores completions.
 
     Args:
         sampled: The completions.
+        decode: Tokens to text.
         reward: Scores a batch of responses.
         open_images: Opens a record's images, for scorers that look at them.
     """
-    size = sampled.group_size
-    return tuple(
-        reward([request_for(sampled.prompts[row // size], text, open_images) for row, text in enumerate(sampled.texts)])
-    )
+    texts = tuple(decode(completion.token_ids) for completion in sampled.completions)
+    requests = [request_for(sampled.row(row)[0], text, open_images) for row, text in enumerate(texts)]
+    results = tuple(reward(requests)) if requests else ()
+    return Judged(sampled.prompts, sampled.completions, texts, results)
 
 
 def table(results: Sequence[RewardResult], group_size: int) -> tuple[Tensor, Tensor]:
@@ -151,8 +155,7 @@ def divergence(
 
 
 def with_advantages(
-    sampled: Sampled,
-    results: Sequence[RewardResult],
+    judged: Judged,
     config: AdvantageConfig,
     *,
     limit: int,
@@ -162,16 +165,15 @@ def with_advantages(
     """Turns verdicts into advantages.
 
     Args:
-        sampled: The completions.
-        results: Their verdicts.
+        judged: The completions and their verdicts.
         config: Scale, weights and length penalty.
         limit: Most tokens of a completion.
         divergence: `[B * G]` to subtract from the rewards (KL in the reward, with its coefficient); None for nothing.
         sum_over_ranks: Adds up a tensor over all ranks; every rank must come here.
     """
-    size = sampled.group_size
-    rewards, valid = table(results, size)
-    lengths = torch.tensor([completion.token_ids.numel() for completion in sampled.completions]).view(-1, size)
+    size = judged.group_size
+    rewards, valid = table(judged.results, size)
+    lengths = torch.tensor([completion.token_ids.numel() for completion in judged.completions]).view(-1, size)
     shaped = rewards + length_penalty(lengths, limit=limit, buffer=config.length_buffer, weight=config.length_penalty)
     if divergence is not None:
         shaped = shaped - divergence.view(-1, size)
@@ -179,13 +181,13 @@ def with_advantages(
     advantages = group_advantages(shaped, valid, scale=config.scale, batch_deviation=spread)
     factors = [
         config.weights.get(prompt.record.kind, 1.0) * config.weights.get(prompt.record.source, 1.0)
-        for prompt in sampled.prompts
+        for prompt in judged.prompts
     ]
     return Rollout(
-        prompts=sampled.prompts,
-        completions=sampled.completions,
-        texts=sampled.texts,
-        results=tuple(results),
+        prompts=judged.prompts,
+        completions=judged.completions,
+        texts=judged.texts,
+        results=judged.results,
         rewards=rewards,
         valid=valid,
         advantages=advantages * torch.tensor(factors)[:, None],

@@ -7,38 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers import AutoConfig
 
 from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
 from lit_vlaa.backbone.processor import naming_path
 from lit_vlaa.backbone.released import model_config
-from lit_vlaa.checks import UsageError, one_line
-from lit_vlaa.lightning_cli import VLAACLI
-
-
-class Parsed(VLAACLI):
-    """Parses what `lit-vlaa fit` would and builds nothing."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses, without the looks at this machine that `fit` takes.
-
-        Raises:
-            UsageError: If the arguments cannot be parsed.
-        """
-        try:
-            LightningCLI.parse_arguments(self, parser, args)
-        except UsageError as error:
-            raise UsageError([one_line(problem) for problem in error.problems]) from error
-
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is built."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
+from lit_vlaa.lightning_cli import Parsed
 
 
 def read_config(words: Sequence[str]) -> Any:

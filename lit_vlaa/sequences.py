@@ -6,6 +6,7 @@ attention mask, which keeps the fastest attention kernels available.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import torch
@@ -148,13 +149,14 @@ def split_contiguous(lengths: Sequence[int], count: int) -> list[range]:
             high = middle
         else:
             low = middle + 1
-    parts = _split(lengths, low)
-    while len(parts) < count:
-        largest = max(range(len(parts)), key=lambda part: len(parts[part]))
-        start, stop = parts[largest].start, parts[largest].stop
+    longest_first = [(-len(part), part.start, part.stop) for part in _split(lengths, low)]
+    heapq.heapify(longest_first)
+    while len(longest_first) < count:
+        _, start, stop = heapq.heappop(longest_first)
         middle = (start + stop) // 2
-        parts[largest : largest + 1] = [range(start, middle), range(middle, stop)]
-    return parts
+        for begin, end in ((start, middle), (middle, stop)):
+            heapq.heappush(longest_first, (begin - end, begin, end))
+    return sorted((range(start, stop) for _, start, stop in longest_first), key=lambda part: part.start)
 
 
 def _split(lengths: Sequence[int], max_tokens: int) -> list[range]:

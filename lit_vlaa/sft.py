@@ -18,7 +18,7 @@ from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.generation.protocol import Generator
 from lit_vlaa.losses import token_mean
 from lit_vlaa.metrics import RankMeans
-from lit_vlaa.micro_batches import RowSize
+from lit_vlaa.micro_batches import RowSize, scores_by_row
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.types import ModelInputs, SamplingParams, SFTBatch
@@ -131,14 +131,13 @@ class SFTModule(PolicyModule):
             return
         nll, accuracy = self._metrics(stage)
         batch = _by_length(batch)
-        for part in self.micro_batches(_sizes(batch)):
-            scores = self.backbone(self._inputs(batch, part))
-            sizes = [len(batch.responses[row]) for row in part]
-            keep = torch.tensor([not batch.prompts[row].padding for row in part]).repeat_interleave(torch.tensor(sizes))
-            if keep.any():
-                keep = keep.to(scores.logprobs.device)
-                nll.update(-scores.logprobs[keep])
-                accuracy.update(scores.correct[keep].float())
+        sizes = _sizes(batch)
+        parts = self.micro_batches(sizes)
+        rows = scores_by_row(sizes, parts, lambda part: self.backbone(self._inputs(batch, part)))
+        kept = [row for row, prompt in zip(rows, batch.prompts, strict=True) if not prompt.padding]
+        if kept:
+            nll.update(-torch.cat([row.logprobs for row in kept]))
+            accuracy.update(torch.cat([row.correct for row in kept]).float())
 
     def _log_evaluation(self, stage: str) -> None:
         nll, accuracy = self._metrics(stage)

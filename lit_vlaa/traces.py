@@ -38,7 +38,8 @@ class Trace:
 
 def read_trace(response: str) -> Trace:
     """Finds the thinking of a response, and whether its tags are as they should be."""
-    return Trace(_thinking(response), _well_formed(response))
+    span = thinking_span(response)
+    return Trace(None if span is None else response[slice(*span)].strip(), _well_formed(response))
 
 
 def count_cues(text: str, cues: Sequence[str] = CUES, matching: Matching = "substring") -> dict[str, int]:
@@ -64,7 +65,8 @@ def count_cues(text: str, cues: Sequence[str] = CUES, matching: Matching = "subs
     lower = text.lower()
     if matching == "substring":
         return {cue: lower.count(cue.lower()) for cue in cues}
-    return {cue: sum(1 for _ in _pattern(cue).finditer(lower)) for cue in cues}
+    # A plain search is much faster than the pattern's, and most texts hold few of the cues.
+    return {cue: sum(1 for _ in _pattern(cue).finditer(lower)) if cue.lower() in lower else 0 for cue in cues}
 
 
 def word_count(text: str) -> int:
@@ -78,7 +80,8 @@ def _pattern(cue: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(cue.lower())}(?!\w)")
 
 
-def _thinking(response: str) -> str | None:
+def thinking_span(response: str) -> tuple[int, int] | None:
+    """Where the thinking of a response begins and ends, blanks included; None where no tag marks any."""
     opened, closed = response.find(_THINK), response.find(_END_THINK)
     if opened < 0 and closed < 0:
         return None
@@ -86,7 +89,7 @@ def _thinking(response: str) -> str | None:
     end = response.find(_END_THINK, start)
     if end < 0:
         end = response.find(_ANSWER, start)
-    return response[start : end if end >= 0 else len(response)].strip()
+    return start, end if end >= 0 else len(response)
 
 
 def _well_formed(response: str) -> bool:

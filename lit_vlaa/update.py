@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,34 +50,35 @@ class UpdateStep:
         self.means = RankMeans(STEP_MEANS)
         self.sizes = [rollout.size(row) for row in rows]
         self._score = score
-        self._taken = rollout.valid.flatten().clone()
+        completions = [rollout.completions[row] for row in rows]
+        self._taken = rollout.valid.flatten()[list(rows)]
         if loss.mask_truncated:
-            self._taken &= torch.tensor([completion.finish != "length" for completion in rollout.completions])
-        self._lengths = torch.tensor([completion.token_ids.numel() for completion in rollout.completions])
-        counts = torch.stack([self._taken[list(rows)].sum(), (self._taken * self._lengths)[list(rows)].sum()])
+            self._taken &= torch.tensor([completion.finish != "length" for completion in completions])
+        self._lengths = torch.tensor([completion.token_ids.numel() for completion in completions])
+        counts = torch.stack([self._taken.sum(), (self._taken * self._lengths).sum()])
         self.sequences, self.tokens = sum_over_ranks(counts.float()).tolist()
         """Completions that count and their tokens, over all ranks."""
 
     def loss_of(self, part: Sequence[int]) -> Tensor:
         """The loss of some of the rows, by their places in `rows`, divided by the counts of the whole step."""
-        rollout, experience = self.experience.rollout, self.experience
-        chosen = [self.rows[index] for index in part]
+        rollout, old, reference = self.experience.rollout, self.experience.old, self.experience.reference
+        places, chosen = list(part), [self.rows[index] for index in part]
         scores = self._score(chosen)
-        lengths = self._lengths[chosen]
+        lengths = self._lengths[places]
         mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(scores.logprobs.device)
 
-        def place(per_row: Sequence[Tensor]) -> Tensor:
-            return unflatten(torch.cat([per_row[row] for row in chosen]).to(mask.device), mask)
+        def place(per_row: Iterable[Tensor]) -> Tensor:
+            return unflatten(torch.cat(list(per_row)).to(mask.device), mask)
 
         logprobs = unflatten(scores.logprobs, mask)
         loss, stats = grpo_objective(
             Scored(
                 logprobs=logprobs,
-                old_logprobs=logprobs.detach() if experience.old is None else place(experience.old),
-                sampler_logprobs=place([completion.logprobs for completion in rollout.completions]),
-                ref_logprobs=None if experience.reference is None else place(experience.reference),
+                old_logprobs=logprobs.detach() if old is None else place(old[row] for row in chosen),
+                sampler_logprobs=place(rollout.completions[row].logprobs for row in chosen),
+                ref_logprobs=None if reference is None else place(reference[row] for row in chosen),
                 advantages=rollout.advantages.flatten()[chosen].to(mask.device),
-                mask=mask & self._taken[chosen].to(mask.device)[:, None],
+                mask=mask & self._taken[places].to(mask.device)[:, None],
             ),
             self.loss,
             self.kl,

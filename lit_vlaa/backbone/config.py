@@ -64,7 +64,8 @@ class BackboneConfig:
             bitsandbytes. Takes least memory and time with `dtype` bfloat16.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         cache_vision: In GRPO, keep what the frozen part of the vision tower gave for a rollout's images for all passes
-            over them (up to 1 GiB a device), instead of computing it at every pass.
+            over them (up to 1 GiB a device), instead of computing it at every pass. What is not kept, as it trains or
+            for want of room, is logged.
         compile: Compile the decoder layers (`torch.compile`) for passes over whole sequences. The first passes take
             minutes more; results change by rounding. Where it fails, the layers run as they are, with a warning.
         min_pixels: Smaller images are enlarged to this many pixels.

@@ -53,7 +53,12 @@ class ImageEncoder:
         if pixels is None or grids is None:
             raise ValueError("there are places for images, but no images")
         if self._tower_trains:
+            self.features.say("nothing of images is kept from pass to pass, as the vision tower trains")
             return self._whole(pixels, grids)
+        if self.trains:
+            self.features.say(
+                "the vision tower runs once for a rollout's images, the merger at every pass, as it trains"
+            )
 
         @torch.no_grad()
         def compute(chosen: Sequence[int]) -> list[Tensor]:
@@ -98,7 +103,7 @@ class ImageFeatures:
         self._prompts: dict[int, Prompt] = {}
         self._kept: dict[ImageKey, Tensor] = {}
         self._bytes = 0
-        self._said = False
+        self._said: set[str] = set()
 
     @contextmanager
     def remembering(self, prompts: Sequence[Prompt]) -> Iterator[None]:
@@ -113,6 +118,12 @@ class ImageFeatures:
             yield
         finally:
             self._prompts, self._kept, self._bytes = {}, {}, 0
+
+    def say(self, message: str, level: int = logging.INFO) -> None:
+        """Logs, once, what of a rollout's images is not kept and why; nothing where nothing is asked to be."""
+        if self._prompts and self.most_bytes and message not in self._said:
+            _log.log(level, "--model.backbone.cache_vision: %s", message)
+            self._said.add(message)
 
     def of(self, keys: Sequence[ImageKey], compute: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
         """The features of some images, those computed that are not there yet.
@@ -134,12 +145,8 @@ class ImageFeatures:
             return
         size = value.numel() * value.element_size()
         if self._bytes + size > self.most_bytes:
-            if not self._said:
-                _log.warning(
-                    "image features of a rollout take more than %d MiB; the others are computed at every pass",
-                    self.most_bytes >> 20,
-                )
-            self._said = True
+            most = f"image features of a rollout take more than {self.most_bytes >> 20} MiB"
+            self.say(f"{most}; the others are computed at every pass", logging.WARNING)
             return
         # A part of a larger tensor would keep all of it alive.
         self._kept[key] = value.clone()

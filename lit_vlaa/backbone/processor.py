@@ -136,6 +136,18 @@ class Processor:
         ids = self.tokenizer(self._disarm(text), add_special_tokens=False)["input_ids"]
         return torch.tensor([*ids, self.end_token_id], dtype=torch.long)
 
+    def encode_places(self, text: str) -> tuple[Tensor, list[int], str]:
+        """A response's tokens without the end of turn, where each begins, and in which text.
+
+        Returns:
+            `[C]` tokens as in `encode_response`; the place of each one's first character; and the text that places
+            count in, `text` with control tokens broken up.
+        """
+        text = self._disarm(text)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = [start for start, _ in encoded["offset_mapping"]]
+        return torch.tensor(encoded["input_ids"], dtype=torch.long), places, text
+
     def decode(self, token_ids: Tensor) -> str:
         """Text of sampled tokens without control tokens."""
         return str(self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))

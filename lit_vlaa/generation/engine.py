@@ -12,7 +12,7 @@ from lit_vlaa.backbone.model import Backbone
 from lit_vlaa.generation.cache import PROMPT_TOKENS_AT_ONCE, Capacity, Slots, capacity, capacity_within
 from lit_vlaa.generation.decoder import Extent, decode_step, read_prompts
 from lit_vlaa.generation.graphs import StepGraphs, rounded
-from lit_vlaa.generation.protocol import RolloutKey
+from lit_vlaa.generation.protocol import OnGroup, RolloutKey
 from lit_vlaa.generation.sampling import sample_tokens, uniforms
 from lit_vlaa.generation.scheduler import Admitted, Row, Scheduler
 from lit_vlaa.generation.weights import DecoderWeights, decoder_weights
@@ -73,14 +73,20 @@ class CachedGenerator:
 
     @torch.no_grad()
     def generate(
-        self, backbone: Backbone, prompts: Sequence[Prompt], *, group_size: int, params: SamplingParams, key: RolloutKey
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        params: SamplingParams,
+        key: RolloutKey,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         """Samples `group_size` completions for each prompt (see `Generator`)."""
         if not prompts:
             return []
-        weights = decoder_weights(
-            backbone.language_model, merge_adapters=self.merge_adapters, dequantize=self.dequantize
-        )
+        merge, dequantize = self.merge_adapters, self.dequantize
+        weights = decoder_weights(backbone.language_model, merge_adapters=merge, dequantize=dequantize)
         longest = max(prompt.input_ids.numel() for prompt in prompts)
         slots = Slots.empty(
             self._capacity(weights, len(prompts), group_size, longest, params.max_new_tokens),
@@ -92,20 +98,19 @@ class CachedGenerator:
         graphs = self._graphs if self._may_capture(weights, slots) else None
         return _Rollout(
             backbone, weights, slots, graphs, prompts=prompts, group_size=group_size, params=params, key=key
-        ).run()
+        ).run(on_group)
 
     def _capacity(
         self, weights: DecoderWeights, prompts: int, group_size: int, prompt_tokens: int, new_tokens: int
     ) -> Capacity:
         if self.memory_gb is None:
             return capacity(prompts, group_size, self.max_rows)
-        numbers = 2 * len(weights.layers) * weights.key_value_heads * weights.head_size
         return capacity_within(
             int(self.memory_gb * 2**30),
             prompts=prompts,
             group_size=group_size,
             max_rows=self.max_rows,
-            token_bytes=numbers * weights.dtype.itemsize,
+            token_bytes=2 * len(weights.layers) * weights.key_value_heads * weights.head_size * weights.dtype.itemsize,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
         )
@@ -146,27 +151,29 @@ class _Rollout:
         rows, held = slots.token.shape[0], slots.prompt_bias.shape[0]
         self.scheduler = Scheduler(order, group_size, Capacity(rows, held))
         self.stops = torch.tensor(backbone.processor.stop_token_ids, device=self.device)
-        self.each = torch.arange(rows, device=self.device)
-        self.results: list[list[Completion | None]] = [[None] * group_size for _ in prompts]
+        self.ended: list[dict[int, Completion]] = [{} for _ in prompts]
+        self.groups: list[list[Completion]] = [[] for _ in prompts]
         self.members = group_size
         self.rows = self.held = 0
         """Row and prompt slots up to the last one that was in use when rows last came or moved."""
         self.steps = 0
 
-    def run(self) -> list[list[Completion]]:
-        """Everything; gives the completions by prompt and sample."""
+    def run(self, on_group: OnGroup | None) -> list[list[Completion]]:
+        """Everything; gives the completions by prompt and sample, and `on_group` those of a prompt once it is done."""
         scheduler = self.scheduler
-        look_every = _look_every(self.device)
         self._admit()
         while scheduler.live:
             self._draw(self.rows)
             self.steps += 1
-            if self.steps % look_every == 0 or scheduler.longest(self.steps) >= self.params.max_new_tokens:
-                self._harvest()
+            if (
+                self.steps % _look_every(self.device) == 0
+                or scheduler.longest(self.steps) >= self.params.max_new_tokens
+            ):
+                self._harvest(on_group)
             if scheduler.live:
                 self._decode()
             self._rearrange()
-        return [[completion for completion in group if completion is not None] for group in self.results]
+        return self.groups
 
     def _rearrange(self) -> None:
         """Fills freed slots, or moves the rows together, where that pays."""
@@ -194,11 +201,10 @@ class _Rollout:
             return
         lengths = [self.sizes[prompt] for prompt, _ in admitted]
         empty = torch.empty(0, dtype=torch.long)
-        pad = self.backbone.processor.pad_token_id
         for part in split_contiguous(lengths, micro_batch_count(lengths, PROMPT_TOKENS_AT_ONCE)):
             chosen = [admitted[index] for index in part]
             rows = [(self.prompts[prompt], empty) for prompt, _ in chosen]
-            inputs = assemble(rows, pad_token_id=pad, device=self.device)
+            inputs = assemble(rows, pad_token_id=self.backbone.processor.pad_token_id, device=self.device)
             read_prompts(
                 self.weights,
                 self.slots,
@@ -213,10 +219,9 @@ class _Rollout:
         slots, limit = self.slots, self.params.max_new_tokens
         where = self._tensor([slot for _, slot, _ in admitted.rows])
         slots.hidden[where] = slots.prompt_hidden[self._tensor([prompt for _, _, prompt in admitted.rows])]
-        slots.start[where] = self._tensor([self.prompts[row.prompt].next_position for row, _, _ in admitted.rows])
-        noise = [
-            uniforms(self.key, self.prompts[row.prompt].record.id, row.sample, limit) for row, _, _ in admitted.rows
-        ]
+        new = [(self.prompts[row.prompt], row.sample) for row, _, _ in admitted.rows]
+        slots.start[where] = self._tensor([prompt.next_position for prompt, _ in new])
+        noise = [uniforms(self.key, prompt.record.id, sample, limit) for prompt, sample in new]
         slots.noise[where] = torch.stack(noise).to(self.device)
         slots.count[where] = 0
         slots.done[where] = False
@@ -252,20 +257,19 @@ class _Rollout:
         done |= (tokens[:, None] == self.stops).any(1) | (count == limit)
 
     def _decode(self) -> None:
-        scheduler = self.scheduler
         extent = Extent(
             rows=self.rows,
             prompts=self.held,
             members=self.members,
-            prompt_tokens=max(self.sizes[prompt] for prompt in scheduler.prompts),
-            new_tokens=scheduler.longest(self.steps),
+            prompt_tokens=max(self.sizes[prompt] for prompt in self.scheduler.prompts),
+            new_tokens=self.scheduler.longest(self.steps),
         )
         if self.graphs is None:
             decode_step(self.weights, self.slots, extent)
         else:
             self.graphs.step(self.weights, self.slots, rounded(extent, self.slots, self.group_size))
 
-    def _harvest(self) -> None:
+    def _harvest(self, on_group: OnGroup | None) -> None:
         """Takes the completions that ended, and frees their slots."""
         done = self.slots.done[: self.rows].tolist()
         ended = [slot for slot in self.scheduler.rows if done[slot]]
@@ -274,14 +278,18 @@ class _Rollout:
         where = self._tensor(ended)
         counts = self.slots.count[where].tolist()
         tokens, logprobs = (kept[where, : max(counts)].cpu() for kept in (self.slots.tokens, self.slots.logprobs))
-        stops = self.backbone.processor.stop_token_ids
         for slot, count, own_tokens, own_logprobs in zip(ended, counts, tokens, logprobs, strict=True):
             row: Row = self.scheduler.rows[slot]
-            self.results[row.prompt][row.sample] = Completion(
+            group = self.ended[row.prompt]
+            group[row.sample] = Completion(
                 token_ids=own_tokens[:count].clone(),
                 logprobs=own_logprobs[:count].clone(),
-                finish="stop" if int(own_tokens[count - 1]) in stops else "length",
+                finish="stop" if int(own_tokens[count - 1]) in self.backbone.processor.stop_token_ids else "length",
             )
+            if len(group) == self.group_size:
+                self.groups[row.prompt] = [group[sample] for sample in range(self.group_size)]
+                if on_group is not None:
+                    on_group(row.prompt, self.groups[row.prompt])
         self.scheduler.release(ended)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:

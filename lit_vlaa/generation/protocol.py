@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,10 @@ class RolloutKey:
     """How often these prompts were drawn before at this step."""
 
 
+OnGroup = Callable[[int, list[Completion]], None]
+"""Is told of a prompt, by its index, and its completions in sample order."""
+
+
 class Generator(Protocol):
     """A rollout engine.
 
@@ -30,7 +35,14 @@ class Generator(Protocol):
     """
 
     def generate(
-        self, backbone: Backbone, prompts: Sequence[Prompt], *, group_size: int, params: SamplingParams, key: RolloutKey
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        params: SamplingParams,
+        key: RolloutKey,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         """Samples `group_size` completions for each prompt.
 
@@ -40,7 +52,19 @@ class Generator(Protocol):
             group_size: Completions a prompt.
             params: How to sample.
             key: Fixes the randomness.
+            on_group: Called in this thread, once for each prompt and as soon as all its completions have ended, so that
+                they are scored while others are written. An engine may do without this argument: then everything is
+                scored at the end.
 
         Returns:
             For each prompt its completions, in sample order.
         """
+
+
+def announces_groups(generator: Generator) -> bool:
+    """Whether `generate` names `on_group` among its parameters.
+
+    Keywords that it only passes on (`**options`) do not count: nobody knows whether what they reach takes this one, or
+    whether the completions are changed afterwards.
+    """
+    return "on_group" in inspect.signature(generator.generate).parameters

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lit_vlaa.backbone.model import Backbone
-from lit_vlaa.generation.protocol import RolloutKey
+from lit_vlaa.generation.protocol import OnGroup, RolloutKey
 from lit_vlaa.generation.sampling import sample_tokens, uniforms
 from lit_vlaa.types import Completion, Prompt, SamplingParams
 
@@ -24,7 +24,14 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def generate(
-        self, backbone: Backbone, prompts: Sequence[Prompt], *, group_size: int, params: SamplingParams, key: RolloutKey
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        params: SamplingParams,
+        key: RolloutKey,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         """Samples `group_size` completions for each prompt (see `Generator`)."""
         noise = torch.stack(
@@ -53,7 +60,11 @@ class TransformersGenerator:
             _cut(row, scores, backbone.processor.stop_token_ids)
             for row, scores in zip(sequences[:, width:].cpu(), logprobs, strict=True)
         ]
-        return [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        groups = [flat[start : start + group_size] for start in range(0, len(flat), group_size)]
+        if on_group is not None:  # `model.generate` hands nothing out before the last row has ended
+            for index, group in enumerate(groups):
+                on_group(index, group)
+        return groups
 
 
 class _Draw(LogitsProcessor):

@@ -76,7 +76,10 @@ class EvaluatedData(InMemoryData):
 
 
 class FixedGenerator:
-    """Completions that depend on prompt and sample alone, so that trajectories do not hang on a token's rounding."""
+    """Completions that depend on prompt and sample alone, so that trajectories do not hang on a token's rounding.
+
+    It announces no group, so that the reward sees a rollout in one call.
+    """
 
     def generate(
         self,

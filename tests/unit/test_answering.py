@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.modules import make_module, training_samples
 from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.backbone.processor import load_processor
-from lit_vlaa.generation import CachedGenerator
+from lit_vlaa.generation import CachedGenerator, TransformersGenerator
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.types import Prompt, SamplingParams
 
@@ -61,6 +63,35 @@ def test_rollout_mode_within_itself(module: PolicyModule) -> None:
     assert module.backbone.training
     with module.rollout_mode():
         assert not module.backbone.training
+
+
+class Conversions(TorchDispatchMode):
+    """Counts how often some tensors are converted."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.places = {tensor.data_ptr() for tensor in tensors}
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.places
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("engine", [CachedGenerator, TransformersGenerator])
+def test_mixed_precision_converts_weights_once_a_rollout(engine: Any, module: PolicyModule) -> None:
+    module.engine = engine()
+
+    def converted(new_tokens: int) -> int:
+        params = SamplingParams(max_new_tokens=new_tokens, temperature=1.0)
+        # As Lightning's precision plugin sets it about a training step.
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False), Conversions(weights) as conversions:
+            groups = module.complete(prompts(module), group_size=1, step=0, params=params)
+        assert max(map(len, tokens(groups))) == new_tokens
+        return conversions.count
+
+    weights = list(module.backbone.parameters())
+    assert 0 < converted(12) == converted(3) <= len(weights)
 
 
 @pytest.mark.parametrize("change", [{"max_pixels": 56 * 56}, {"min_pixels": 84 * 84}])

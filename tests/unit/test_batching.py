@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from helpers.adapted import make_adapted
 from helpers.modules import InMemoryData, fit, make_module
+from lit_vlaa.micro_batches import RowSize, count
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.types import ModelInputs
 
@@ -78,6 +80,22 @@ def test_no_pass_exceeds_the_budget() -> None:
     for kind in ("sft", "grpo"):
         _, passes = outcome(make_module(kind, max_tokens_per_micro_batch=150), kind)
         assert max(inputs.input_ids.numel() for inputs in passes) <= 150
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_every_rank_runs_as_many_passes_as_the_one_that_needs_most(kind: str) -> None:
+    """Forward passes of sharded models are collective; two ranks in one process, which tell each other the most."""
+    module = make_module(kind, max_tokens_per_micro_batch=30)
+    shares = [[RowSize(10, own, row) for row, own in enumerate(owns)] for owns in ([20] * 4, [1] * 4)]
+    needed = [count(sizes, 30, module.batching) for sizes in shares]
+    assert needed == [4, 2]  # a row of 30 each; two of 11
+
+    def reduce(own: torch.Tensor, reduce_op: str) -> int:
+        assert int(own) in needed
+        return {"max": max(needed)}[reduce_op]
+
+    module.trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce))  # type: ignore[assignment]
+    assert [len(module.micro_batches(sizes)) for sizes in shares] == [4, 4]
 
 
 def test_completions_of_a_prompt_go_together_where_they_fit() -> None:

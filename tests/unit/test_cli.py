@@ -215,7 +215,7 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
     ("words", "expected"),
     [
         (["fitt"], "there is no command `lit-vlaa fitt`; did you mean `lit-vlaa fit`?"),
-        (["xyz"], "rewards check, rewards serve, eval compare, doctor, quickstart"),
+        (["xyz"], "use one of: fit, validate, test, predict, data synthetic, "),
         (["data"], "there is no command `lit-vlaa data`; use one of: data synthetic"),
         (["data", "synthetik"], "did you mean `lit-vlaa data synthetic`?"),
     ],

@@ -22,12 +22,12 @@ from lit_vlaa.backbone.offload import pack
 from lit_vlaa.backbone.value_head import load_value_head_model
 from lit_vlaa.cli import main
 from lit_vlaa.environment import Finding
+from lit_vlaa.lightning_cli import Parsed
 from lit_vlaa.memory import RewardModel, Run, estimate, peak
 from lit_vlaa.optim import OptimConfig
 from lit_vlaa.reference import Reference
 from lit_vlaa.remedies import Knob, Remedies, combinations, knobs, turn
 from lit_vlaa.rollout_memory import Rollouts
-from lit_vlaa.run_config import Parsed
 from unit.test_memory import SHAPE, THREE, run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -217,16 +217,16 @@ def test_the_length_buffer_says_where_the_penalty_begins() -> None:
 
 def test_flat_groups_are_drawn_again() -> None:
     class Retry(FixedReward):
-        """All alike at first; different from the second call on."""
+        """All alike at first, but for one prompt's; different when they are drawn again."""
 
         def __init__(self) -> None:
-            self.calls: list[int] = []
+            self.asked: list[str] = []
 
         def __call__(self, requests: list[RewardRequest]) -> list[RewardResult]:
-            self.calls.append(len(requests))
-            first = len(self.calls) == 1
+            first = len(self.asked) < 16
+            self.asked += [request.id for request in requests]
             return [
-                RewardResult(0.0 if first and index >= 4 else float(index % 2), r.kind, None, "ok")
+                RewardResult(0.0 if first and r.id != "row0" else float(index % 2), r.kind, None, "ok")
                 for index, r in enumerate(requests)
             ]
 
@@ -235,7 +235,8 @@ def test_flat_groups_are_drawn_again() -> None:
     module.reward = reward  # type: ignore[assignment]
     logged = fit(module, InMemoryData("grpo"), limit_train_batches=1)["logged"][0]
     # Four prompts with four completions each: three groups are flat at first, none after the second drawing.
-    assert reward.calls == [16, 12]
+    assert sorted(reward.asked[:16]) == sorted(["row0", "row1", "row2", "row3"] * 4)
+    assert reward.asked[16:] == [f"row{row}" for row in (1, 2, 3) for _ in range(4)]
     assert logged["rollout/resampled"] == 0.75
     assert logged["rollout/zero_variance"] == 0
 
@@ -327,6 +328,7 @@ def test_a_scorer_that_uses_the_device_has_it_for_itself(monkeypatch: pytest.Mon
         return original(self, *args)
 
     monkeypatch.setattr(GRPOModule, "_score_rows", watched)
+    # Completions of an engine that announces none are scored beside the passes, unless the scorer needs the device.
     for scorer, first in ((OnDevice(), "reward"), (None, "forward")):
         events.clear()
         module = make_module("grpo", scorer=scorer)
@@ -466,6 +468,11 @@ def test_without_any_verdict_nothing_is_learned() -> None:
         assert all(math.isfinite(value) for value in values.values())
         assert "reward/mean" not in values
     assert outcome["weights"] == start()
+
+
+def test_steps_that_teach_nothing_count(plain: dict[str, Any]) -> None:
+    outcome = run("timeout")
+    assert outcome["steps"] == plain["steps"] == len(outcome["logged"]) * 2 == 2
 
 
 def test_a_group_without_verdicts_leaves_the_others_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import get_args
 
 import pytest
@@ -93,3 +94,34 @@ def test_every_row_is_in_one_part_and_no_part_exceeds_the_budget_without_need(
     for part in division:
         assert part
         assert len(part) == 1 or tokens(part, sizes, batching) <= most
+
+
+def independent_first_fit(costs: list[int], budget: int) -> list[int]:
+    """Loads of first fit from the largest on, by a look at every bin."""
+    loads: list[int] = []
+    for cost in sorted(costs, reverse=True):
+        place = next((number for number, load in enumerate(loads) if load + cost <= budget), len(loads))
+        loads += [0] * (place == len(loads))
+        loads[place] += cost
+    return loads
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), budget=st.integers(1, 100))
+def test_rows_go_into_the_first_pass_with_room(lengths: list[int], budget: int) -> None:
+    assert count(rows(*lengths), budget, "packed") == len(independent_first_fit(lengths, budget))
+
+
+def test_work_grows_little_faster_than_rows() -> None:
+    """A look at all passes for each row, or at all rows of a group for each of them, would take a minute here."""
+    started = time.perf_counter()
+    apart = [RowSize(100, 1 + number % 300, number) for number in range(2**15)]
+    together = [RowSize(100, 1 + number % 300, 0) for number in range(2**15)]
+    cases: list[tuple[list[RowSize], int, Batching]] = [
+        (apart, 500, "packed"),
+        (together, 10**9, "shared"),
+        (apart, 500, "padded"),
+    ]
+    for sizes, budget, batching in cases:
+        parts = min(2 * count(sizes, budget, batching), len(sizes))
+        assert len(divide(sizes, parts, budget, batching)) == parts
+    assert time.perf_counter() - started < 20

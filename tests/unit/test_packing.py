@@ -140,6 +140,20 @@ def test_a_shared_prompt_stands_once_ahead_of_its_completions(backbone: Backbone
     assert inputs.image_keys == ((id(one), 0), (id(two), 0), (id(two), 1))
 
 
+def test_the_head_sees_target_rows_alone(backbone: Backbone) -> None:
+    """Never those of prompts or of padding, whose logits would take most of the memory."""
+    rows = rows_of(backbone, GROUPS["everything"])
+    seen: list[int] = []
+    handle = backbone.lm_head.register_forward_hook(lambda *call: seen.append(call[-1].shape[0]))
+    try:
+        layouts = [assemble(rows, pad_token_id=0), *(pack(rows, share_prompts=share) for share in (True, False))]
+        for inputs in layouts:
+            backbone(inputs)
+    finally:
+        handle.remove()
+    assert seen == [sum(len(completion) for _, completion in rows)] * 3
+
+
 def test_images_are_encoded_once_whether_the_prompt_is_shared_or_not(backbone: Backbone) -> None:
     rows = rows_of(backbone, ((3, 4), (), (), ()))
     inputs = pack(rows, share_prompts=False)

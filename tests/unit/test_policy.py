@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from helpers.modules import (
     EvaluatedData,
@@ -28,6 +29,7 @@ from helpers.samples import tiny_backbone
 from lit_vlaa.backbone import Backbone, BackboneConfig
 from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.optim import OptimConfig
+from lit_vlaa.parallel import clip_gradients
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.sft import SFTModule
 from lit_vlaa.types import PromptBatch
@@ -367,15 +369,35 @@ def test_gradients_that_stay_infinite_end_the_run_with_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr("lit_vlaa.policy.clip_gradients", lambda *_: math.inf)
         path = tmp_path / "checkpoints" / "stopped.ckpt"
-        with pytest.raises(RunStoppedError, match=rf"step 0: 2 gradients in a row .*--ckpt_path {path}"):
+        with pytest.raises(RunStoppedError, match=rf"step 1: 2 gradients in a row .*--ckpt_path {path}"):
             fit(make_module(kind, max_skipped_steps=2), InMemoryData(kind), default_root_dir=tmp_path)
     # Two batches of SFT were begun, the two steps of one rollout; what is left is done as it would have been.
     trainer = quiet_trainer()
     trainer.fit(make_module(kind), datamodule=InMemoryData(kind), ckpt_path=path)
     stored = torch.load(path, weights_only=True)
-    assert stored["global_step"] == 0
+    assert stored["global_step"] == 1  # the second is taken again
     assert stored["skipped_in_a_row"] == 0
-    assert trainer.global_step == whole["steps"] - 1  # the first of the two steps is lost
+    assert trainer.global_step == whole["steps"]
+
+
+@KINDS
+def test_a_skipped_step_moves_nothing_but_the_count_and_the_schedule(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = iter([math.nan])  # the first step; the others are clipped as ever
+    monkeypatch.setattr("lit_vlaa.policy.clip_gradients", lambda *args: next(norms, None) or clip_gradients(*args))
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=2)
+    skipped = fit(make_module(kind), InMemoryData(kind), callbacks=[saver], enable_checkpointing=True)
+    plain = fit(make_module(kind), InMemoryData(kind))
+    assert skipped["steps"] == plain["steps"] == {"sft": 3, "grpo": 6}[kind]
+    assert skipped["rates"] == plain["rates"]
+    # Rollouts of two steps would otherwise all end at odd numbers from there on, and none be saved.
+    saved = {"sft": ["step=2.ckpt"], "grpo": ["step=2.ckpt", "step=4.ckpt", "step=6.ckpt"]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == saved[kind]
+    monkeypatch.setattr("lit_vlaa.policy.clip_gradients", lambda *_: math.nan)
+    still = fit(make_module(kind, optim={"weight_decay": 0.5}), InMemoryData(kind))
+    begin = {name: value.detach().double() for name, value in tiny_backbone().named_parameters()}
+    assert still["weights"] == {name: [float(value.sum()), float(value.norm())] for name, value in begin.items()}
 
 
 @KINDS

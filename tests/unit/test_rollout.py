@@ -16,8 +16,8 @@ from lit_vlaa.algorithm import AdvantageConfig
 from lit_vlaa.kl import k1, k3
 from lit_vlaa.resampling import replace_groups
 from lit_vlaa.rollout import (
+    Judged,
     Rollout,
-    Sampled,
     divergence,
     flatten,
     judge,
@@ -59,9 +59,8 @@ def make(
         flat: list[Any] = [verdict for group in VERDICTS for verdict in group]
         return [RewardResult(v, r.kind, None, status) for r, (v, status) in zip(requests, flat, strict=True)]
 
-    sampled = flatten(prompts, groups, lambda ids: " ".join(map(str, ids.tolist())))
-    results = judge(sampled, reward)
-    return with_advantages(sampled, results, config, limit=4, divergence=None, sum_over_ranks=lambda total: total)
+    judged = judge(flatten(prompts, groups), lambda ids: " ".join(map(str, ids.tolist())), reward)
+    return with_advantages(judged, config, limit=4, divergence=None, sum_over_ranks=lambda total: total)
 
 
 def test_rewards_and_advantages_by_hand(prompts: list[Prompt]) -> None:
@@ -112,7 +111,7 @@ def text_prompt() -> Prompt:
     return mixed_prompts(tiny_backbone())[2]
 
 
-def pairs(*rewards: float, lengths: Sequence[int] = (), failed: Sequence[int] = ()) -> tuple[Sampled, Any]:
+def pairs(*rewards: float, lengths: Sequence[int] = (), failed: Sequence[int] = ()) -> Judged:
     """Groups of two: completions of some lengths, and verdicts with these rewards."""
     row = text_prompt()
     sizes = lengths or [1] * len(rewards)
@@ -121,88 +120,91 @@ def pairs(*rewards: float, lengths: Sequence[int] = (), failed: Sequence[int] = 
         RewardResult(0.0 if i in failed else value, "digit", None, "timeout" if i in failed else "ok")
         for i, value in enumerate(rewards)
     )
-    return flatten([row] * len(groups), groups, lambda ids: str(ids.tolist())), results
+    sampled = flatten([row] * len(groups), groups)
+    texts = tuple(str(completion.token_ids.tolist()) for completion in sampled.completions)
+    return Judged(sampled.prompts, sampled.completions, texts, results)
 
 
-def advantages(sampled: Sampled, results: Any, config: AdvantageConfig, **options: Any) -> torch.Tensor:
+def advantages(judged: Judged, config: AdvantageConfig, **options: Any) -> torch.Tensor:
     options = {"limit": 10, "divergence": None, "sum_over_ranks": lambda total: total, **options}
-    return with_advantages(sampled, results, config, **options).advantages
+    return with_advantages(judged, config, **options).advantages
 
 
 def test_weights_multiply_advantages_by_kind_and_source() -> None:
-    sampled, results = pairs(1, 0, 1, 0, 1, 0)
+    judged = pairs(1, 0, 1, 0, 1, 0)
     names = (("math", "synthesis"), ("digit", "clevr_math"), ("math", "docvqa"))
     prompts = tuple(
         dataclasses.replace(prompt, record=dataclasses.replace(prompt.record, kind=kind, source=source))
-        for prompt, (kind, source) in zip(sampled.prompts, names, strict=True)
+        for prompt, (kind, source) in zip(judged.prompts, names, strict=True)
     )
     config = AdvantageConfig(scale="none", weights={"math": 3.0, "docvqa": 0.5, "clevr_math": 0.0})
-    found = advantages(dataclasses.replace(sampled, prompts=prompts), results, config)
+    found = advantages(dataclasses.replace(judged, prompts=prompts), config)
     # Half a point up and down, by 3, by 0, and by 3 * 0.5.
     assert found.tolist() == [[1.5, -1.5], [0.0, 0.0], [0.75, -0.75]]
 
 
 def test_the_length_penalty_shapes_advantages_but_not_the_logged_rewards() -> None:
-    sampled, results = pairs(1, 1, lengths=(4, 8))
+    judged = pairs(1, 1, lengths=(4, 8))
     config = AdvantageConfig(scale="none", length_penalty=0.6, length_buffer=5)
     # Eight tokens are three of five into the buffer before ten: 0.36 off. Means 0.82; a distance of 0.18.
-    torch.testing.assert_close(advantages(sampled, results, config), torch.tensor([[0.18, -0.18]]))
-    assert not advantages(sampled, results, AdvantageConfig()).any()
-    rollout = with_advantages(sampled, results, config, limit=10, divergence=None, sum_over_ranks=lambda total: total)
+    torch.testing.assert_close(advantages(judged, config), torch.tensor([[0.18, -0.18]]))
+    assert not advantages(judged, AdvantageConfig()).any()
+    rollout = with_advantages(judged, config, limit=10, divergence=None, sum_over_ranks=lambda total: total)
     assert rollout.rewards.tolist() == [[1.0, 1.0]]
     assert rollout.flat_groups().tolist() == [True]
 
 
 def test_a_divergence_is_taken_from_the_rewards_of_its_own_completion() -> None:
-    sampled, results = pairs(1, 0, 0.5, 0.5)
-    found = advantages(sampled, results, AdvantageConfig(scale="none"), divergence=torch.tensor([0.5, 0.1, 0.0, 0.4]))
+    judged = pairs(1, 0, 0.5, 0.5)
+    found = advantages(judged, AdvantageConfig(scale="none"), divergence=torch.tensor([0.5, 0.1, 0.0, 0.4]))
     # 0.5 and -0.1 about 0.2; 0.5 and 0.1 about 0.3.
     torch.testing.assert_close(found, torch.tensor([[0.3, -0.3], [0.2, -0.2]]))
 
 
 def test_divergence_sums_over_tokens_of_the_old_policy_or_of_the_sampler() -> None:
-    sampled, _ = pairs(1, 0, lengths=(2, 1))
+    judged = pairs(1, 0, lengths=(2, 1))
     reference = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])]
     # The sampler's log-probabilities are all 0.
-    assert divergence(sampled, None, reference, k1).tolist() == [3.0, 3.0]
+    assert divergence(judged, None, reference, k1).tolist() == [3.0, 3.0]
     old = [torch.tensor([-0.5, -1.5]), torch.tensor([-3.0 + math.log(2)])]
-    assert divergence(sampled, old, reference, k1).tolist() == pytest.approx([1.0, math.log(2)])
+    assert divergence(judged, old, reference, k1).tolist() == pytest.approx([1.0, math.log(2)])
     # k3 of e^-0.5 twice: e^-0.5 - 1 + 0.5; of one half: 0.5 - 1 + ln 2.
-    assert divergence(sampled, old, reference, k3).tolist() == pytest.approx(
+    assert divergence(judged, old, reference, k3).tolist() == pytest.approx(
         [2 * (math.exp(-0.5) - 0.5), math.log(2) - 0.5]
     )
 
 
 def test_the_scale_of_the_batch_is_that_of_all_ranks_and_of_shaped_rewards() -> None:
-    sampled, results = pairs(1, 0, 0.25, 0.75, failed=[1])
+    judged = pairs(1, 0, 0.25, 0.75, failed=[1])
     other = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)  # 0 and 1 on another rank: count, sum, squares
-    found = advantages(sampled, results, AdvantageConfig(scale="batch"), sum_over_ranks=lambda total: total + other)
+    found = advantages(judged, AdvantageConfig(scale="batch"), sum_over_ranks=lambda total: total + other)
     # 1, 0.25, 0.75, 0, 1: mean 0.6, squares 0.16 + 0.1225 + 0.0225 + 0.36 + 0.16 = 0.825, over 4.
     scale = math.sqrt(0.825 / 4) + 1e-4
     torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [-0.25, 0.25]]) / scale)
 
 
 def test_groups_drawn_again_replace_flat_ones_where_they_now_differ() -> None:
-    sampled, results = pairs(1, 1, 1, 0, 0, 0, lengths=(1, 2, 3, 4, 5, 6))
-    fresh, again = pairs(0, 0, 0, 1, lengths=(7, 8, 9, 10))
-    merged, verdicts = replace_groups(sampled, results, [0, 2], fresh, again)
+    judged = pairs(1, 1, 1, 0, 0, 0, lengths=(1, 2, 3, 4, 5, 6))
+    fresh = pairs(0, 0, 0, 1, lengths=(7, 8, 9, 10))
+    merged = replace_groups(judged, [0, 2], fresh)
     # The first is flat again and stays as it was; the last differs now.
     assert [c.token_ids.numel() for c in merged.completions] == [1, 2, 3, 4, 9, 10]
-    assert [verdict.value for verdict in verdicts] == [1, 1, 1, 0, 0, 1]
+    assert [result.value for result in merged.results] == [1, 1, 1, 0, 0, 1]
     assert merged.texts[4] == str(list(range(9)))
-    assert merged.prompts == sampled.prompts
+    assert merged.prompts == judged.prompts
 
 
 def test_a_rank_without_flat_groups_replaces_nothing() -> None:
-    sampled, results = pairs(1, 0)
-    assert replace_groups(sampled, results, [], Sampled((), (), ()), ()) == (sampled, results)
+    judged = pairs(1, 0)
+    merged = replace_groups(judged, [], Judged((), (), (), ()))
+    assert (merged.texts, merged.results) == (judged.texts, judged.results)
 
 
 def test_a_group_with_one_verdict_left_counts_as_flat_and_is_replaced() -> None:
-    sampled, results = pairs(1, 0, failed=[1])
-    rewards, valid = table(results, 2)
+    judged = pairs(1, 0, failed=[1])
+    rewards, valid = table(judged.results, 2)
     assert (rewards.tolist(), valid.tolist()) == ([[1.0, 0.0]], [[True, False]])
-    fresh, again = pairs(0, 1, lengths=(3, 3))
-    assert replace_groups(sampled, results, [0], fresh, again)[1] == again
-    fresh, again = pairs(0, 1, lengths=(3, 3), failed=[0])
-    assert replace_groups(sampled, results, [0], fresh, again)[1] == results
+    fresh = pairs(0, 1, lengths=(3, 3))
+    assert replace_groups(judged, [0], fresh).results == fresh.results
+    fresh = pairs(0, 1, lengths=(3, 3), failed=[0])
+    assert replace_groups(judged, [0], fresh).results == judged.results

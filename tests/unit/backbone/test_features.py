@@ -17,6 +17,7 @@ from helpers.launch import run_ranks
 from helpers.modules import FixedReward, InMemoryData, fit, make_module, training_samples
 from helpers.samples import mixed_prompts, tiny_backbone
 from lit_vlaa.backbone.features import ImageEncoder, ImageFeatures, merge, tower_states
+from lit_vlaa.packing import pack
 from lit_vlaa.sequences import assemble
 from lit_vlaa.types import ModelInputs, RewardRequest, RewardResult
 
@@ -138,6 +139,49 @@ def test_a_rollout_is_the_same_bit_by_bit_and_encodes_each_image_once(
         assert sum(all_of_them) >= 5 * sum(ours)
     else:
         assert ours == all_of_them
+
+
+@pytest.mark.parametrize(
+    ("kind", "freeze", "cached", "reasons"),
+    [
+        ("grpo", (), True, ["nothing of images is kept from pass to pass, as the vision tower trains"]),
+        (
+            "grpo",
+            ("vision",),
+            True,
+            ["the vision tower runs once for a rollout's images, the merger at every pass, as it trains"],
+        ),
+        ("grpo", ("vision", "merger"), True, []),
+        ("grpo", (), False, []),
+        ("sft", (), True, []),  # It sees an image once and is not meant to keep anything.
+    ],
+)
+def test_what_is_not_kept_is_logged_once_with_its_reason(
+    kind: str,
+    freeze: tuple[str, ...],
+    cached: bool,
+    reasons: list[str],
+    encoded: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="lit_vlaa"):
+        run(kind, encoded, cached=cached, freeze=freeze)
+    said = [record.getMessage() for record in caplog.records if "cache_vision" in record.getMessage()]
+    assert said == [f"--model.backbone.cache_vision: {reason}" for reason in reasons]
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision",), ("vision", "merger")])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_pass_takes_all_its_images_through_the_tower_at_once(
+    freeze: tuple[str, ...], share: bool, encoded: list[int]
+) -> None:
+    backbone = tiny_backbone(freeze=freeze)
+    prompts = mixed_prompts(backbone)
+    rows = [(prompt, torch.tensor([7, 8])) for prompt in prompts for _ in range(2)]
+    backbone(pack(rows, share_prompts=share)).logprobs.sum().backward()
+    patches = [prompt.pixel_values.shape[0] for prompt in prompts if prompt.pixel_values is not None]
+    assert len(patches) == 3
+    assert encoded == [sum(patches)]
 
 
 @pytest.mark.parametrize("freeze", [("vision",), ("vision", "merger")])

@@ -45,6 +45,7 @@ def test_a_table_returns_what_was_read(data: Path) -> None:
     assert table[2].response is None
     assert table.skipped == {"image: no such file below the image root": 2}
     assert table.column("kind").tolist() == ["digit"] * 3
+    assert table.text_bytes().tolist() == [5, 5, 5]  # "q0 £", whose last character is two bytes; no response
     assert [path.suffix for path in sorted((data.parent / ".lit_vlaa_cache").iterdir())] == [".arrow", ".json"]
 
 

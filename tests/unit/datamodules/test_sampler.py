@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from datamodules.sampler import EpochSampler, ResumableLoader, StridedSampler
+from datamodules.sampler import EpochSampler, ResumableLoader, StridedSampler, deal
 
 ROWS, BATCH = 26, 4
+COSTS = [(7 * row) % 11 + 1 for row in range(ROWS)]
 
 
 class Numbers(Dataset[int]):
@@ -66,6 +69,75 @@ def test_ranks_share_each_global_batch_interleaved(world_size: int) -> None:
     assert epochs(loaders, 0, 2) == epochs([loader()], 0, 2)
     order = sampler().order()
     assert list(sampler(1, world_size))[:2] == [order[1], order[1 + world_size]]
+
+
+def test_the_dearest_row_goes_to_the_rank_with_least() -> None:
+    # 9 | 7, then 6 to the second (7 < 9): 13, 5 to the first: 14, 3 to the second: 16, full; 1 to the first: 15.
+    assert deal([1, 3, 5, 6, 7, 9], 2) == [[0, 2, 5], [1, 3, 4]]
+    # 20 | 3 + 2 + 1: the second is full, and the first takes the rest, though it has most.
+    assert deal([20, 3, 2, 1, 1, 1], 2) == [[0, 4, 5], [1, 2, 3]]
+    # Equal costs are dealt in turn.
+    assert deal([5] * 6, 3) == [[0, 3], [1, 4], [2, 5]]
+
+
+@given(
+    ranks=st.integers(1, 6), each=st.integers(1, 8), costs=st.lists(st.integers(0, 10_000), min_size=48, max_size=48)
+)
+def test_dealing_by_costs_is_even_in_number_and_no_worse_than_in_turn(ranks: int, each: int, costs: list[int]) -> None:
+    del costs[ranks * each :]
+    dealt = deal(costs, ranks)
+    assert [len(places) for places in dealt] == [each] * ranks
+    assert all(places == sorted(places) for places in dealt)
+    assert sorted(place for places in dealt for place in places) == list(range(len(costs)))
+    in_turn = max(sum(costs[rank::ranks]) for rank in range(ranks))
+    assert max(sum(costs[place] for place in places) for places in dealt) <= in_turn + max(costs)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_with_costs_the_ranks_share_the_same_global_batches(world_size: int) -> None:
+    loaders = [loader(rank, world_size, costs=COSTS) for rank in range(world_size)]
+    whole = epochs([loader()], 0, 1)
+    dearest: dict[str, int] = {"by costs": 0, "in turn": 0}
+    for batch, own in zip(whole, zip(*loaders, strict=True), strict=True):
+        assert sorted(row for rows in own for row in rows) == sorted(batch)
+        assert {len(rows) for rows in own} == {BATCH // world_size}
+        in_turn = [batch[rank::world_size] for rank in range(world_size)]
+        for rows in own:
+            assert rows == sorted(rows, key=batch.index), "the epoch's order within a rank"
+        for name, shares in (("by costs", own), ("in turn", in_turn)):
+            dearest[name] += max(sum(COSTS[row] for row in rows) for rows in shares)
+    # With a row for each rank there is nothing to choose.
+    assert (dearest["by costs"] < dearest["in turn"]) == (world_size < BATCH)
+
+
+def test_on_one_rank_costs_change_nothing() -> None:
+    assert epochs([loader(costs=COSTS)], 0, 2) == epochs([loader()], 0, 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_restart_deals_the_rest_alike_and_any_number_of_ranks_takes_over(world_size: int) -> None:
+    def global_batches(loaders: list[ResumableLoader]) -> list[list[list[int]]]:
+        return [list(own) for own in zip(*loaders, strict=True)]
+
+    straight = [loader(rank, 2, costs=COSTS) for rank in range(2)]
+    whole = global_batches(straight)
+    stopped = loader(0, 2, costs=COSTS)
+    batches = iter(stopped)
+    next(batches), next(batches)
+    state = stopped.state_dict()
+    resumed = [loader(rank, world_size, costs=COSTS) for rank in range(world_size)]
+    for one in resumed:
+        one.load_state_dict(state)
+    rest = global_batches(resumed)
+    if world_size == 2:
+        assert rest == whole[2:]
+    merged = [[sorted(row for rows in own for row in rows) for own in found] for found in (rest, whole[2:])]
+    assert merged[0] == merged[1]
+
+
+def test_costs_are_one_a_row() -> None:
+    with pytest.raises(ValueError, match="25 costs for 26 rows"):
+        sampler(costs=COSTS[:25])
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(4, 3), (2, 4), (0, 1)])

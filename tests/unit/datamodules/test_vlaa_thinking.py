@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from datamodules import VLAAThinkingDataModule
 from datamodules.rows import BadRecord
+from datamodules.sampler import deal
 from datamodules.synthetic import SyntheticPaths, write_dataset
 from lit_vlaa.prompts import PromptConfig
 from lit_vlaa.types import BoxSpace, Prompt, PromptBatch, Sample, SFTBatch
@@ -114,13 +117,49 @@ def test_workers_change_nothing(data: SyntheticPaths) -> None:
         assert torch.equal(one.pixel_values, other.pixel_values)
 
 
-def test_the_ranks_batches_are_the_global_batch(data: SyntheticPaths) -> None:
-    whole = [origins(batch) for batch in module(data).train_dataloader()]
-    shares = [list(on_rank(module(data), rank, 2).train_dataloader()) for rank in range(2)]
+class Witness(FakeProcessor):
+    """Puts the process that encodes in the place of the tokens."""
+
+    def encode(self, sample: Sample) -> Prompt:
+        return replace(super().encode(sample), input_ids=torch.tensor([os.getpid()]))
+
+
+@pytest.mark.parametrize("split", ["sft", "grpo"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_encode_images_and_text(data: SyntheticPaths, split: Any, workers: int) -> None:
+    made = module(data, split=split, num_workers=workers)
+    made.attach_processor(Witness())
+    batches: list[Any] = list(made.train_dataloader())
+    at_work = {int(prompt.input_ids[0]) for batch in batches for prompt in batch.prompts}
+    assert len(at_work) == max(1, workers)
+    assert (os.getpid() in at_work) == (workers == 0)
+
+
+def test_grpo_deals_the_global_batch_in_turn(data: SyntheticPaths) -> None:
+    """Rollouts in checkpoints rely on it."""
+    whole = [origins(batch) for batch in module(data, split="grpo").train_dataloader()]
+    shares = [list(on_rank(module(data, split="grpo"), rank, 2).train_dataloader()) for rank in range(2)]
     for rows, even, odd in zip(whole, *shares, strict=True):
         assert (rows[0::2], rows[1::2]) == (origins(even), origins(odd))
     with pytest.raises(ValueError, match=r"batch_size=4 .*3 rank"):
         on_rank(module(data), 0, 3).train_dataloader()
+
+
+def test_sft_deals_the_global_batch_by_the_length_of_its_text(data: SyntheticPaths) -> None:
+    def length(prompt: Prompt) -> int:
+        return len(prompt.record.question.encode()) + len((prompt.record.response or "").encode())
+
+    whole = [list(batch.prompts) for batch in module(data, batch_size=8).train_dataloader()]
+    shares = [list(on_rank(module(data, batch_size=8), rank, 2).train_dataloader()) for rank in range(2)]
+    dealt = in_turn = 0
+    for rows, one, other in zip(whole, *shares, strict=True):
+        names = [prompt.record.id for prompt in rows]
+        own = [[names.index(prompt.record.id) for prompt in batch.prompts] for batch in (one, other)]
+        # The split of eight rows in two fours that `deal` makes of the true lengths.
+        assert own == deal([length(prompt) for prompt in rows], 2)
+        dealt += max(sum(length(rows[place]) for place in places) for places in own)
+        in_turn += max(sum(map(length, rows[rank::2])) for rank in range(2))
+    assert dealt < in_turn
 
 
 def test_evaluation_pads_to_the_same_number_of_rows_on_every_rank(data: SyntheticPaths) -> None:

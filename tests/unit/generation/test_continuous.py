@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -244,3 +245,33 @@ def test_extents_are_rounded_to_few() -> None:
     slots: Any = type("S", (), {"prompt_bias": torch.zeros(6, 300), "noise": torch.zeros(20, 200)})()
     assert rounded(Extent(9, 3, 2, 129, 1), slots, 4) == (16, 4, 4, 256, 128)
     assert rounded(Extent(17, 5, 2, 257, 130), slots, 4) == (20, 6, 4, 300, 200)
+
+
+@pytest.mark.parametrize("max_rows", [256, 7])
+def test_groups_are_announced_once_whole_and_while_others_go_on(
+    max_rows: int, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    heard: dict[int, tuple[int, list[Completion]]] = {}
+    own = threading.get_ident()
+
+    def counted(*args: Any) -> None:
+        steps.append(0)
+        decode_step(*args)
+
+    def on_group(index: int, completions: list[Completion]) -> None:
+        assert index not in heard
+        assert threading.get_ident() == own
+        heard[index] = len(steps), completions
+
+    monkeypatch.setattr(engine, "decode_step", counted)
+    prompts = mixed_prompts(backbone)
+    groups = CachedGenerator(max_rows=max_rows).generate(
+        backbone, prompts, group_size=6, params=PARAMS, key=KEY, on_group=on_group
+    )
+    same([heard[index][1] for index in range(len(prompts))], groups, atol=0)
+    # Each as soon as its longest completion ended, the first one well before the last.
+    assert min(step for step, _ in heard.values()) < len(steps) - 1
+    if max_rows == 256:
+        longest = [max(completion.token_ids.numel() for completion in group) for group in groups]
+        assert [heard[index][0] for index in range(len(prompts))] == [length - 1 for length in longest]

@@ -101,3 +101,16 @@ def test_vision_tokens_are_never_drawn_and_rows_end_at_the_end_token(backbone: B
         assert completion.logprobs.shape == completion.token_ids.shape
         finishes.add(completion.finish)
     assert finishes == {"stop", "length"}
+
+
+def test_the_reference_engine_announces_every_group(backbone: Backbone) -> None:
+    heard: list[tuple[int, list[Completion]]] = []
+    groups = TransformersGenerator().generate(
+        backbone,
+        mixed_prompts(backbone),
+        group_size=2,
+        params=SamplingParams(max_new_tokens=4),
+        key=KEY,
+        on_group=lambda index, group: heard.append((index, group)),
+    )
+    assert heard == list(enumerate(groups))

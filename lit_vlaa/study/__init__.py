@@ -1,0 +1,1 @@
+"""The study of SFT and RL: matched runs, a look at their traces, a report."""

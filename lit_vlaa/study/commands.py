@@ -1,0 +1,150 @@
+"""`lit-vlaa study run`, `study plan` and `study slurm`: their flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lit_vlaa.checks import PreemptedExit, UsageError
+from lit_vlaa.study.config import StudyFile, read
+
+
+class _Parser(argparse.ArgumentParser):
+    """Flags of a tool, in both spellings."""
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(prog=f"lit-vlaa study {name}", allow_abbrev=False, description=description)
+        self.flag(
+            "--config", type=Path, required=True, metavar="FILE", help="the study file, such as configs/study/tiny.yaml"
+        )
+        self.flag("--output_dir", type=Path, metavar="FOLDER", help="folder of the study; default: the study file's")
+
+    def flag(self, name: str, **options: object) -> None:
+        """Adds a flag that may be written with - or _."""
+        spellings = dict.fromkeys([name, f"--{name[2:].replace('_', '-')}"])
+        self.add_argument(*spellings, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Reports without the usage."""
+        raise UsageError([message])
+
+
+def run(words: Sequence[str]) -> int:
+    """Runs a study, or goes on with it.
+
+    Args:
+        words: The arguments of the command.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: If the study cannot work, its arms are not matched, or its folder holds another one.
+        RunStoppedError: If a job fails.
+        PreemptedExit: If a signal ended the run.
+    """
+    parser = _Parser(
+        "run",
+        "Runs a study: makes the data, trains and evaluates every arm with every seed, and writes a report. Refuses "
+        "arms that differ in anything that the study file does not declare. Jobs that have ended are not run again; "
+        "one that was interrupted goes on from its last checkpoint.",
+    )
+    _choice(parser)
+    parser.flag("--job", metavar="ID", help="run this job alone (see `study plan`), or `prepare`, or `report`")
+    parser.flag("--other_code", action="store_true", help="go on though this program has changed since the study began")
+    given = parser.parse_args(words)
+    if given.job is not None and (given.seeds is not None or given.arms is not None):
+        raise UsageError(["--job is one job; leave --seeds and --arms out"])
+    study = read(given.config, given.output_dir)
+    from lit_vlaa.study.runner import Runner, StudyInterruptedError, look  # noqa: PLC0415  # --help needs none of it
+
+    runner = Runner(look(study), other_code=given.other_code, command=_again(study, given.output_dir))
+    try:
+        if given.job is not None:
+            runner.one(given.job)
+        else:
+            runner.all(seeds=given.seeds, arms=given.arms)
+    except StudyInterruptedError as stop:
+        sys.stderr.write(f"lit-vlaa: stopped: {stop}\n")
+        raise PreemptedExit(stop.code) from stop
+    return 0
+
+
+def plan(words: Sequence[str]) -> int:
+    """Shows what a study would do; runs nothing.
+
+    Args:
+        words: The arguments of the command.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: If the study cannot work, or its arms are not matched.
+    """
+    parser = _Parser(
+        "plan",
+        "Shows a study's jobs, their commands, what differs between arms and how much was found equal. Runs nothing.",
+    )
+    _choice(parser)
+    given = parser.parse_args(words)
+    study = read(given.config, given.output_dir)
+    from lit_vlaa.study.overview import overview  # noqa: PLC0415  # --help needs none of it
+    from lit_vlaa.study.runner import look  # noqa: PLC0415
+
+    try:
+        sys.stdout.write(overview(look(study), seeds=given.seeds, arms=given.arms))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def slurm(words: Sequence[str]) -> int:
+    """Writes scripts that run a study's jobs on a SLURM cluster.
+
+    Args:
+        words: The arguments of the command.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: If the study cannot work, or its arms are not matched.
+    """
+    parser = _Parser(
+        "slurm",
+        "Writes an array script and submit.sh below the study's folder. submit.sh submits the jobs level by level: "
+        "those of a level run at the same time, each on one machine, and after those of the level before. Submitting "
+        "again goes on with what is left.",
+    )
+    parser.flag(
+        "--sbatch",
+        nargs="*",
+        default=[],
+        metavar="OPTION",
+        help="options of sbatch for each job, without the leading dashes, such as gpus=8 time=12:00:00 partition=big",
+    )
+    given = parser.parse_args(words)
+    study = read(given.config, given.output_dir)
+    from lit_vlaa.study.runner import look  # noqa: PLC0415  # --help needs none of it
+    from lit_vlaa.study.slurm import write_scripts  # noqa: PLC0415
+
+    script = write_scripts(look(study), options=given.sbatch, command=_again(study, given.output_dir))
+    sys.stdout.write(f"submit the study with: {script}\n")
+    return 0
+
+
+def _choice(parser: _Parser) -> None:
+    parser.flag("--seeds", type=int, nargs="+", metavar="SEED", help="only these seeds; default: all")
+    parser.flag("--arms", nargs="+", metavar="ARM", help="only these arms and what they need; default: all")
+
+
+def _again(study: StudyFile, output_dir: Path | None) -> list[str]:
+    """The command that goes on with the study."""
+    more = [] if output_dir is None else [f"--output_dir={output_dir}"]
+    return ["study", "run", f"--config={study.path}", *more]

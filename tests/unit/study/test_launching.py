@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_vlaa.checks import UsageError
+from lit_vlaa.study import launching
+from lit_vlaa.study.launching import Interrupted, Processes
+from lit_vlaa.study.locks import locked, share
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets what runs in the place of Python."""
+
+    def write(text: str) -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return write
+
+
+def when(path: Path, act: Callable[[], object]) -> threading.Thread:
+    """Does something as soon as a file is there."""
+
+    def wait() -> None:
+        while not path.exists():
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_output_goes_to_the_console_and_the_log(
+    program: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program('echo "$@"; echo broken >&2; exit 5')
+    log = tmp_path / "jobs" / "log.txt"
+    for _ in range(2):
+        assert Processes(fork=False)(["fit", "--a=b c"], log=log) == 5
+    assert log.read_text() == "-m lit_vlaa fit --a=b c\nbroken\n" * 2
+    assert capsys.readouterr().out == log.read_text()
+
+
+def test_variables_that_would_change_a_job_are_left_out(
+    program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("env")
+    for name in ("SLURM_NTASKS", "PL_GLOBAL_SEED", "OTHER"):
+        monkeypatch.setenv(name, "1")
+    Processes(fork=False)([], log=tmp_path / "log")
+    seen = {line.partition("=")[0] for line in (tmp_path / "log").read_text().splitlines()}
+    assert not {"SLURM_NTASKS", "PL_GLOBAL_SEED"} & seen
+    assert {"OTHER", "PATH", "PYTHONUNBUFFERED"} <= seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_as_sigterm(number: int, program: Callable[[str], None], tmp_path: Path) -> None:
+    program(
+        'trap "echo saved; exit 143" TERM; trap "echo int" INT; '
+        f"touch {tmp_path}/on; for i in {{1..500}}; do sleep 0.02; done"
+    )
+    before = signal.getsignal(number)
+    thread = when(tmp_path / "on", lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted) as caught:
+        Processes(fork=False)([], log=tmp_path / "log")
+    thread.join()
+    assert caught.value.number == number
+    assert (tmp_path / "log").read_text() == "saved\n"
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_kills(program: Callable[[str], None], tmp_path: Path) -> None:
+    program(f'trap "touch {tmp_path}/told" TERM; touch {tmp_path}/on; for i in {{1..500}}; do sleep 0.02; done')
+    threads = [when(tmp_path / name, lambda: os.kill(os.getpid(), signal.SIGINT)) for name in ("on", "told")]
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        Processes(fork=False)([], log=tmp_path / "log")
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - started < 9  # not the 10 seconds that the program would take
+
+
+def test_a_job_that_outlives_its_runner_keeps_its_lock(program: Callable[[str], None], tmp_path: Path) -> None:
+    program(f"(touch {tmp_path}/on; while [ ! -e {tmp_path}/end ]; do sleep 0.02; done) > /dev/null 2>&1 &")
+    lock = tmp_path / "lock"
+    with locked(lock, "it") as handle:
+        share(handle, lock, "it")
+        assert Processes(fork=False)([], log=tmp_path / "log", lock=lock, handle=handle) == 0
+    with pytest.raises(UsageError, match="it is being run by"), locked(lock, "it"):
+        pass
+    (tmp_path / "end").touch()
+    for _ in range(500):
+        try:
+            with locked(lock, "it"):
+                return
+        except UsageError:
+            time.sleep(0.02)
+    pytest.fail("the lock is still held")
+
+
+@pytest.fixture
+def bare_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server to fork from without the imports that take seconds; the integration test has one with them."""
+    monkeypatch.setattr(launching, "_PRELOADED", [])
+    server: Any = multiprocessing.forkserver._forkserver
+    server._stop()
+    yield
+    server._stop()
+
+
+def test_forked_jobs_start_in_a_clean_process(
+    bare_server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock, log = tmp_path / "lock", tmp_path / "log"
+    launch = Processes(fork=True)
+    with locked(lock, "it") as handle:
+        share(handle, lock, "it")
+        assert launch(["--version"], log=log, lock=lock, handle=handle) == 0
+        assert launch(["nonsense"], log=log, lock=lock, handle=handle) == 2
+    first, second = log.read_text().splitlines()
+    assert first.startswith("lit-vlaa ")
+    assert second.startswith("lit-vlaa: error: there is no command `lit-vlaa nonsense`")
+    assert capsys.readouterr().out == log.read_text()
