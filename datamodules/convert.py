@@ -7,34 +7,30 @@ one pass over the rows; processes write the shards meanwhile. A command that was
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from datamodules.cutting import WORK, Cutter, Job
 from datamodules.hub.remote import sha256_of
-from datamodules.images import ImageError, locate
-from datamodules.records import OnBadRecord, Split, image_paths, normalise
-from datamodules.rows import BadRecord, iter_rows
-from datamodules.shards import FORMAT, MANIFEST, MAX_IMAGE_BYTES, SCHEMA, Images
-from datamodules.sources import source_of
+from datamodules.images import locate
+from datamodules.records import OnBadRecord, Split
+from datamodules.shards import FORMAT, MANIFEST, SCHEMA, Images
 from lit_vlaa.whole_files import hidden, replacing
 
-_WORK = ".convert"
-_GROUP_ROWS = 16
+_GROUP_ROWS = 4
 _GROUP_BYTES = 8 << 20
-"""Rows are read a group at a time, so groups stay small; several rows make one where images are small."""
+"""Rows are read a group at a time, in the order of a shuffle, so groups stay small."""
 
 
 def run(
@@ -77,13 +73,13 @@ def run(
         raise FileNotFoundError(
             f"--image-root {image_root} is no folder; images are embedded from it (or --images link)"
         )
-    known = (output_dir / MANIFEST).exists() or (output_dir / _WORK).exists()
+    known = (output_dir / MANIFEST).exists() or (output_dir / WORK).exists()
     if output_dir.exists() and any(output_dir.iterdir()) and not known:
         raise ValueError(f"--output-dir {output_dir} is not empty and holds no shards; give another folder")
-    (output_dir / _WORK).mkdir(parents=True, exist_ok=True)
+    (output_dir / WORK).mkdir(parents=True, exist_ok=True)
     # Without it nobody takes a folder for whole while its shards change.
     (output_dir / MANIFEST).unlink(missing_ok=True)
-    cutter = _Cutter(
+    cutter = Cutter(
         folder=output_dir,
         file=data_file,
         root=image_root.resolve() if image_root is not None and images == "embed" else None,
@@ -118,101 +114,7 @@ class _Entry:
     """Whether an earlier command had written it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A shard to write."""
-
-    folder: Path
-    index: int
-    key: str
-    """Tells its content: its rows, and size and time of change of its images."""
-    root: Path | None
-    """Folder of the images to embed."""
-
-    @property
-    def target(self) -> Path:
-        return self.folder / f"rows-{self.index:05d}.parquet"
-
-    @property
-    def rows(self) -> Path:
-        return self.folder / _WORK / f"{self.index:05d}.rows"
-
-    @property
-    def stamp(self) -> Path:
-        return self.folder / _WORK / f"{self.index:05d}.json"
-
-
-@dataclass(slots=True)
-class _Cutter:
-    """Cuts a data file into jobs, in one pass."""
-
-    folder: Path
-    file: Path
-    root: Path | None
-    split: Split | None
-    most_bytes: int
-    on_bad_record: OnBadRecord
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    def jobs(self) -> Iterator[_Job]:
-        """Writes the rows of each shard to a file of its own and yields the shard."""
-        index, size = 0, 0
-        stream: BinaryIO | None = None
-        digest = hashlib.sha256()
-        for number, value in iter_rows(self.file):
-            try:
-                line, facts, cost = self._row(number, value)
-            except BadRecord as error:
-                if self.on_bad_record == "error":
-                    raise
-                self.skipped[f"{error.field}: {error.reason}"] += 1
-                continue
-            if stream is not None and size + cost > self.most_bytes:
-                stream.close()
-                yield _Job(self.folder, index, digest.hexdigest(), self.root)
-                index, size, stream = index + 1, 0, None
-            if stream is None:
-                stream = _Job(self.folder, index, "", None).rows.open("wb")
-                digest = hashlib.sha256(repr((FORMAT, pa.__version__, self.root is None)).encode())
-            stream.write(line)
-            digest.update(line + facts)
-            size += cost
-        if stream is not None:
-            stream.close()
-            yield _Job(self.folder, index, digest.hexdigest(), self.root)
-
-    def _row(self, number: int, value: dict[str, Any] | BadRecord) -> tuple[bytes, bytes, int]:
-        """A row as a line of the shard's file, what tells its images, and about how many bytes it takes."""
-        if isinstance(value, BadRecord):
-            raise value
-        if self.split is not None:
-            normalise(value, file=str(self.file), number=number, split=self.split)
-        paths = image_paths(value, file=str(self.file), number=number)
-        source = source_of(paths[0] if paths else "", str(value.get("id", "")))
-        text = json.dumps(value, ensure_ascii=False)
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape
-            text = json.dumps(value)
-        facts, cost = "", len(text)
-        files = [self._image(self.root, number, path) for path in paths] if self.root is not None else []
-        for file, path in zip(files, paths, strict=False):
-            stat = file.stat()
-            if stat.st_size > MAX_IMAGE_BYTES:
-                raise BadRecord.at(str(self.file), number, "image", f"more than {MAX_IMAGE_BYTES} bytes", path)
-            facts += f"{stat.st_size}:{stat.st_mtime_ns};"
-            cost += stat.st_size
-        line = json.dumps([number, source, text, paths]).encode()
-        return line + b"\n", facts.encode(), cost
-
-    def _image(self, root: Path, number: int, path: str) -> Path:
-        try:
-            return locate(root, path)
-        except ImageError as error:
-            raise BadRecord.at(str(self.file), number, "image", error.reason, error.detail) from error
-
-
-def _write_all(cutter: _Cutter, workers: int) -> list[_Entry]:
+def _write_all(cutter: Cutter, workers: int) -> list[_Entry]:
     """Cuts the rows and has the shards written meanwhile; returns them in order."""
     pending: list[Future[_Entry]] = []
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
@@ -231,7 +133,7 @@ def _write_all(cutter: _Cutter, workers: int) -> list[_Entry]:
             pool.shutdown(cancel_futures=True)
 
 
-def _write(job: _Job) -> _Entry:
+def _write(job: Job) -> _Entry:
     """Writes a shard, unless it is there with the same content."""
     found = _finished(job)
     if found is None:
@@ -262,7 +164,7 @@ def _write(job: _Job) -> _Entry:
     return found
 
 
-def _finished(job: _Job) -> _Entry | None:
+def _finished(job: Job) -> _Entry | None:
     """The shard as an earlier command left it, if it has the same content and is whole."""
     try:
         note = json.loads(job.stamp.read_text(encoding="utf-8"))
@@ -273,7 +175,7 @@ def _finished(job: _Job) -> _Entry | None:
     return entry if same else None
 
 
-def _groups(job: _Job) -> Iterator[list[dict[str, Any]]]:
+def _groups(job: Job) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     size = 0
     with job.rows.open("rb") as stream:
@@ -302,7 +204,7 @@ def _finish(folder: Path, file: Path, images: Images, split: Split | None, entri
     for path in folder.glob("rows-*.parquet"):
         if path.name not in names:
             path.unlink()
-    for path in (folder / _WORK).glob("*.json"):
+    for path in (folder / WORK).glob("*.json"):
         if f"rows-{path.stem}.parquet" not in names:
             path.unlink()
     facts = {

@@ -24,6 +24,15 @@ class Flags(argparse.ArgumentParser):
         """Parses the words after the command."""
         return self.parse_args([_dashed(word) for word in words])
 
+    def read_some(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parses the words after the command; those with a dot in their flag, and their values, are handed back."""
+        dashed = [word if "." in word.partition("=")[0] else _dashed(word) for word in words]
+        given, rest = self.parse_known_args(dashed)
+        unknown = [word for word in rest if word.startswith("--") and "." not in word.partition("=")[0]]
+        if unknown or (rest and not rest[0].startswith("--")):
+            self.error(f"unrecognized arguments: {' '.join(unknown or rest[:1])}")
+        return given, rest
+
 
 def _dashed(word: str) -> str:
     if not word.startswith("--"):

@@ -44,6 +44,10 @@ class BadRecord(ValueError):  # noqa: N818  # the name that users see in `on_bad
         return cls(f"{file}:{row}: {field}: {reason}{tail}", file=file, row=row, field=field, reason=reason)
 
 
+_Row = tuple[int, dict[str, Any] | BadRecord, str]
+"""Number from 1, the object or what is wrong with it, its text."""
+
+
 def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
     """Reads a JSON array of objects or JSON Lines; the content decides which, not the name.
 
@@ -58,19 +62,46 @@ def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
             that starts like neither form.
         OSError: If the file cannot be read.
     """
+    for row, value, _ in _decoded(path):
+        yield row, value
+
+
+def iter_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Reads the rows' own text, for copies that change no byte; arguments and errors as for `iter_rows`.
+
+    Yields:
+        Row number from 1 with the row as it stands in the file, without blanks around it.
+    """
+    for row, _, text in _decoded(path):
+        yield row, text
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file starts as a JSON array; JSON Lines otherwise."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return _first(stream) == "["
+
+
+def _decoded(path: Path) -> Iterator[_Row]:
     row = 0
     try:
-        for row, value in _rows(path):
-            yield row, value
+        for row, value, text in _rows(path):
+            yield row, value, text
     except UnicodeDecodeError as error:
         raise BadRecord.at(str(path), row + 1, "row", "not UTF-8", str(error)) from error
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
-    with path.open(encoding="utf-8-sig") as stream:
+def _first(stream: TextIO) -> str:
+    """The first character that is no blank; empty for none."""
+    first = stream.read(1)
+    while first.isspace():
         first = stream.read(1)
-        while first.isspace():
-            first = stream.read(1)
+    return first
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        first = _first(stream)
         if first == "[":
             yield from _array(stream, str(path))
         elif first == "{":
@@ -79,7 +110,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
             raise BadRecord.at(str(path), 1, "row", "neither a JSON array nor JSON Lines", f"it starts with {first!r}")
 
 
-def _lines(stream: TextIO, first: str, file: str) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+def _lines(stream: TextIO, first: str, file: str) -> Iterator[_Row]:
     row = 0
     while line := first + stream.readline(MAX_ROW_CHARS + 1):
         first = ""
@@ -91,12 +122,12 @@ def _lines(stream: TextIO, first: str, file: str) -> Iterator[tuple[int, dict[st
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield row, BadRecord.at(file, row, "row", "no valid JSON", _why(error))
+            yield row, BadRecord.at(file, row, "row", "no valid JSON", _why(error)), line.strip()
         else:
-            yield row, _object(value, file, row)
+            yield row, _object(value, file, row), line.strip()
 
 
-def _array(stream: TextIO, file: str) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+def _array(stream: TextIO, file: str) -> Iterator[_Row]:
     decoder = json.JSONDecoder()
     buffer, at, row = "", 0, 0
     separator_due = False
@@ -117,18 +148,18 @@ def _array(stream: TextIO, file: str) -> Iterator[tuple[int, dict[str, Any] | Ba
         row += 1
         if buffer[at] != "{":
             raise BadRecord.at(file, row, "row", "expected an object", repr(buffer[at]))
-        value, buffer, at = _decode(decoder, stream, buffer, at, file=file, row=row)
+        value, buffer, start, at = _decode(decoder, stream, buffer, at, file=file, row=row)
         separator_due = True
-        yield row, _object(value, file, row)
+        yield row, _object(value, file, row), buffer[start:at]
 
 
 def _decode(
     decoder: json.JSONDecoder, stream: TextIO, buffer: str, at: int, *, file: str, row: int
-) -> tuple[Any, str, int]:
+) -> tuple[Any, str, int, int]:
     """Decodes the object at `buffer[at:]`, reading on (twice as much each time) until it is whole.
 
     Returns:
-        The object, the buffer that holds it, and where in the buffer it ends.
+        The object, the buffer that holds it, and where in the buffer it starts and ends.
     """
     while True:
         try:
@@ -140,7 +171,7 @@ def _decode(
                 raise BadRecord.at(file, row, "row", "no valid JSON", _why(error)) from error
             buffer += more
         else:
-            return value, buffer, end
+            return value, buffer, at, end
 
 
 def _skip_blanks(text: str, at: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc  # type: ignore[import-untyped]  # what `datasets` keeps its rows in
+import pyarrow.compute as pc  # what `datasets` keeps its rows in
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
@@ -165,6 +165,12 @@ class RecordTable(Sequence[Record]):
     def column(self, name: str) -> np.ndarray[Any, np.dtype[np.str_]]:
         """Returns one text column (`source`, `kind`) as an array."""
         return np.asarray(self._rows.data.column(name).to_pylist())
+
+    def texts(self, name: str) -> Iterator[str | None]:
+        """Yields one text column (`id`, `origin`, `response`) in file order, a few rows in memory at a time."""
+        for chunk in self._rows.data.column(name).chunks:
+            for start in range(0, len(chunk), _ROWS_PER_WRITE):
+                yield from chunk.slice(start, _ROWS_PER_WRITE).to_pylist()
 
     def text_bytes(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Bytes of question and response of each record, by which its tokens can be compared with those of others.

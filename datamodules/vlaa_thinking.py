@@ -86,8 +86,7 @@ class VLAAThinkingDataModule(LightningDataModule):
             split: `sft` for rows with responses to learn, `grpo` for rows with a ground truth to score against.
             data_file: Training rows: a JSON array or JSON Lines in any form of VLAA-Thinking, or a folder that
                 `lit-vlaa data convert` made of one.
-            image_root: Folder that the rows' image paths start from; images outside it are refused. It is not looked at
-                for images inside of shards.
+            image_root: Folder that the rows' image paths start from, but for images in shards; others are refused.
             val_file: Validation rows; null to hold rows out of the training file, see `val_count`.
             val_count: Rows held out of the training file by seed for validation when `val_file` is null; 0 for none.
             test_file: Rows for `test` and `predict`.

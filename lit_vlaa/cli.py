@@ -59,6 +59,9 @@ TOOLS = {
         "build SFT and RL splits with reasoning traces in the paper's six steps",
         words=True,
     ),
+    "data select": Tool(
+        "lit_vlaa.selection.tool:run", "keep the rows of highest perplexity, with aha cues, or at random", words=True
+    ),
     "rewards check": Tool("lit_vlaa.rewards_check:run", "score every ground truth of a file against itself"),
     "rewards serve": Tool(
         "lit_vlaa.rewards.scorers.server:serve", "host a scorer of open-ended answers for other environments"

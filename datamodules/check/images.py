@@ -9,6 +9,8 @@ from pathlib import Path
 from datamodules.images import ImageError, locate, open_rgb, read_header
 
 _DIGEST_BYTES = 16
+_MOST_BYTES = 32 << 20
+"""Of a file that is held in memory."""
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
 _USUAL_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 
@@ -40,6 +42,8 @@ def look_at(root: Path | None, path: str, *, max_pixels: int, fast: bool, conten
         return by_path
     base = root or Path()
     try:
+        if content is None and not fast:
+            content = _content(locate(base, path))  # read once for all that follows
         header = read_header(base, path, max_pixels=max_pixels, content=content)
         if not fast:
             open_rgb(base, path, max_pixels=max_pixels, content=content)
@@ -57,6 +61,10 @@ def look_at(root: Path | None, path: str, *, max_pixels: int, fast: bool, conten
     if header.turned:
         findings.append(("image_turned", f"{path!r}"))
     return SeenImage(digest, header.size, tuple(findings))
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.stat().st_size <= _MOST_BYTES else None
 
 
 def digest_of(root: Path, path: str, content: bytes | None) -> bytes:

@@ -25,6 +25,7 @@ from lit_vlaa.types import Record
 _KEPT_IMAGES = 4096
 _DIGEST_BYTES = 16
 _FIELDS = {"ds_answer": "bad_answer"}
+_VERDICTS = {"unparsable_truth": "truth_unparsable"}
 
 
 @dataclass(slots=True)
@@ -92,9 +93,13 @@ class RowChecker:
                     found.findings += (("kind_unscored", record.kind),)
         if scored and self.truths is not None:
             for verdict in self.truths(list(scored.values())):
-                detail = verdict.detail if verdict.problem == "truth_unparsable" else f"answer {verdict.answer!r}"
-                name = {"unparsable_truth": "truth_unparsable"}.get(verdict.problem, verdict.problem)
-                facts[verdict.row].findings += ((name, f"truth {verdict.truth[:200]!r}, {detail[:200]}"),)
+                name = _VERDICTS.get(verdict.problem, verdict.problem)
+                detail = f"truth {verdict.truth[:200]!r}"
+                if verdict.problem == "mutant_paid":
+                    detail += f", answer {verdict.answer[:200]!r}"
+                elif verdict.detail not in {"ok", "unparsable_gt"}:
+                    detail += f", {verdict.detail}"
+                facts[verdict.row].findings += ((name, detail),)
         return facts
 
     def fingerprint(self, rows: Sequence[RowAt]) -> list[RowFacts]:

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
-from lit_vlaa.backbone.config import LoRAConfig
-from lit_vlaa.micro_batches import Batching
-from lit_vlaa.perplexity import TextRow, TracePart, likelihoods
+from lit_vlaa.backbone import BackboneConfig
+from lit_vlaa.perplexity import TextRow, TracePart
+from lit_vlaa.perplexity_module import LikelihoodModule, Model, for_scoring, quiet
 from lit_vlaa.study.responses import ScoredResponse
 from lit_vlaa.types import PromptBatch
 
 Write = Callable[[ScoredResponse, float, int], None]
 """Takes a response with its sum of -log p and its tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What scores, and how it runs."""
-
-    backbone: BackboneConfig
-    init_from: str | None
-    max_tokens: int
-    batching: Batching
-    accelerator: Any
-    precision: Any
 
 
 def described(config: Any) -> tuple[Model, LightningDataModule]:
@@ -54,10 +37,8 @@ def described(config: Any) -> tuple[Model, LightningDataModule]:
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parts: Any = {"backbone": given["backbone"], "data": config["data"]}
     made = parser.instantiate(Namespace(**parts))  # type: ignore[no-untyped-call]
-    # Adapters would be new ones, which add nothing; the rest is for training.
-    plain: dict[str, Any] = {"freeze": (), "lora": LoRAConfig(), "quantize": None, "gradient_checkpointing": False}
     model = Model(
-        backbone=replace(made.backbone, **plain, compile=False),
+        backbone=for_scoring(made.backbone),
         init_from=given.get("init_from"),
         max_tokens=int(given.get("max_tokens_per_micro_batch", 8192)),
         batching=given.get("batching", "packed"),
@@ -82,7 +63,7 @@ def score(
     Returns:
         How many were left out, by reason.
     """
-    with _quiet(), tqdm(total=len(wanted), desc="perplexity", unit="row", disable=None) as bar:
+    with quiet(), tqdm(total=len(wanted), desc="perplexity", unit="row", disable=None) as bar:
         trainer = Trainer(
             accelerator=model.accelerator,
             devices=1,
@@ -100,24 +81,7 @@ def score(
     return scorer.skipped
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Lightning says of devices and of itself, and without a notice of PyTorch's to Lightning."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-
-    def worth_saying(record: logging.LogRecord) -> bool:
-        return record.levelno > logging.INFO
-
-    log.addFilter(worth_saying)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-            yield
-    finally:
-        log.removeFilter(worth_saying)
-
-
-class _Scorer(LightningModule):
+class _Scorer(LikelihoodModule):
     """Looks up the response to each prompt and scores it."""
 
     def __init__(
@@ -129,19 +93,12 @@ class _Scorer(LightningModule):
         write: Write,
         advance: Callable[[int], Any],
     ) -> None:
-        super().__init__()
-        self.settings, self.wanted = model, wanted
+        super().__init__(model)
+        self.wanted = wanted
         self.part: TracePart = part
         self.write, self.advance = write, advance
-        self.processor: Processor = load_processor(model.backbone)
-        self.backbone: Backbone
         self.seen: set[str] = set()
         self.skipped: Counter[str] = Counter()
-
-    def configure_model(self) -> None:
-        """Builds the backbone."""
-        if "backbone" not in self._modules:
-            self.backbone = build_backbone(self.settings.backbone, init_from=self.settings.init_from)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[str]:  # noqa: ARG002
         """Scores what there is a response to; gives the ids of these rows."""
@@ -155,13 +112,7 @@ class _Scorer(LightningModule):
                 self.skipped["the test row of their id asks another question"] += 1
                 continue
             rows.append((response, TextRow(prompt, response.response, ended=response.finish != "length")))
-        found = likelihoods(
-            self.backbone,
-            [row for _, row in rows],
-            part=self.part,
-            max_tokens=self.settings.max_tokens,
-            batching=self.settings.batching,
-        )
+        found = self.likelihoods([row for _, row in rows], self.part)
         for (response, _), one in zip(rows, found, strict=True):
             if one.tokens:
                 self.write(response, one.nll, one.tokens)

@@ -18,7 +18,7 @@ from lit_vlaa.study.responses import ScoredResponse, read_responses
 from lit_vlaa.whole_files import replacing
 
 if TYPE_CHECKING:
-    from lit_vlaa.study.perplexity_run import Model
+    from lit_vlaa.perplexity_module import Model
 
 _SET = "test"
 

@@ -23,6 +23,7 @@ from datamodules.records import normalise
 from datamodules.shards import is_shards
 from lit_vlaa.backbone import BackboneConfig, load_processor
 from lit_vlaa.backbone.processor import Processor
+from lit_vlaa.checks import UsageError
 from lit_vlaa.prompts import PromptConfig
 
 TINY = BackboneConfig(max_pixels=7056)
@@ -301,3 +302,9 @@ def test_a_file_without_permission_is_broken(root: Path) -> None:
 def test_every_problem_is_explained() -> None:
     assert all(problem.headline and problem.remedy for problem in PROBLEMS.values())
     assert not is_shards("/nowhere")
+
+
+def test_a_process_that_is_killed_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.check.rows.RowChecker.__call__", lambda *_: os._exit(9))
+    with pytest.raises(UsageError, match="use fewer --workers"):
+        check(write(tmp_path, [sft(0)]), settings(root), workers=2, progress=False)

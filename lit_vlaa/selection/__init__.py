@@ -1,0 +1,1 @@
+"""Smaller SFT sets: which rows of a data file to keep (`lit-vlaa data select`)."""
