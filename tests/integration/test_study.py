@@ -238,3 +238,17 @@ def test_the_papers_study_is_matched(capsys: pytest.CaptureFixture[str]) -> None
     sft = prepared.variants.of("sft-25k+rl", "sft").flat
     assert (sft["trainer.max_steps"], sft["data.init_args.batch_size"], sft["trainer.devices"]) == (190, 128, 8)
     assert prepared.variants.of("rl-rules", "rl").flat["data.init_args.kinds"] == ["digit", "mcq", "math", "iou"]
+
+
+def test_the_tiny_study_is_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    prepared = look(read(ROOT / "configs" / "study" / "tiny.yaml"))
+    # The base model, and for each of three seeds three runs of SFT, two of RL, six evaluations and six perplexities.
+    assert "52 of 52 jobs" in overview(prepared)
+    assert prepared.variants.one_process
+    arms = {arm: prepared.variants.of(arm, "sft").flat for arm in ("sft", "sft-aha", "sft-plain")}
+    differ = {key for flat in arms.values() for key in flat if flat[key] != arms["sft"][key]}
+    assert differ == {"data.init_args.data_file"}
+    frozen = "model.init_args.backbone.freeze"
+    assert prepared.variants.start is not None
+    assert (prepared.variants.start.flat[frozen], arms["sft"][frozen]) == ([], ["vision", "merger"])
