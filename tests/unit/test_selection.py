@@ -178,7 +178,17 @@ def test_flags_that_cannot_work(flags: str, message: str) -> None:
 
 
 def test_flags_of_the_trainer_are_handed_on() -> None:
-    words = ["--data_file=x", "--models", "a", "b", "--model.backbone.max_pixels", "7056", "--keep", "2", "--data.x_y=1"]
+    words = [
+        "--data_file=x",
+        "--models",
+        "a",
+        "b",
+        "--model.backbone.max_pixels",
+        "7056",
+        "--keep",
+        "2",
+        "--data.x_y=1",
+    ]
     given, rest = tool.flags().read_some([*NEEDED[2:], *words])
     assert (given.data_file, given.models, given.keep) == (Path("x"), ["a", "b"], [2])
     assert rest == ["--model.backbone.max_pixels", "7056", "--data.x_y=1"]
