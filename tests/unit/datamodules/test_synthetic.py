@@ -124,7 +124,7 @@ def test_variants_differ_from_the_sft_rows_by_their_responses_alone(tmp_path: Pa
     paths = make(tmp_path / "data", direct_count=30)
     rows, aha, plain, direct = (
         [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for file in (paths.data_file("sft"), *map(paths.variant, ("aha", "plain", "direct")))
+        for file in (paths.data_file("sft"), paths.variant("aha"), paths.variant("plain"), paths.variant("direct"))
     )
     for ours, hesitant, straight in zip(rows, aha, plain, strict=True):
         assert {ours["image"]} == {hesitant["image"], straight["image"]}
