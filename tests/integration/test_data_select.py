@@ -152,6 +152,7 @@ def test_what_is_kept_trains_and_scores(data: SyntheticPaths, done: Path, tmp_pa
         "data.init_args.batch_size": 4,
         "trainer.default_root_dir": tmp_path / "run",
         "trainer.max_steps": 1,
+        "trainer.log_every_n_steps": 1,
         "trainer.enable_progress_bar": False,
     }
     assert lit("fit", f"--config={CONFIG}", *(f"--{name}={value}" for name, value in flags.items())) == 0
