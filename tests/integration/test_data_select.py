@@ -149,7 +149,7 @@ def test_what_is_kept_trains_and_scores(data: SyntheticPaths, done: Path, tmp_pa
         "data.init_args.data_file": kept,
         "data.init_args.image_root": data.image_root,
         "data.init_args.val_file": "null",
-        "data.init_args.batch_size": 4,
+        "data.init_args.batch_size": 1,
         "trainer.default_root_dir": tmp_path / "run",
         "trainer.max_steps": 1,
         "trainer.log_every_n_steps": 1,
