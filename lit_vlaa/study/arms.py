@@ -20,6 +20,7 @@ import yaml
 
 from lit_vlaa.checks import UsageError
 from lit_vlaa.study.config import UNSET, Settings, StudyFile, full_key
+from lit_vlaa.study.job_files import write_text
 
 START = "start"
 EVALUATION = "evaluation"
@@ -38,6 +39,14 @@ OWN = (
 """Keys that the runner sets, or leaves to one that it sets."""
 
 _WRITER = "callbacks.ResponseWriter"
+_PATHS = (".path", "_root", "_dir", "_file", "_folder")
+"""Ends of keys that name what is read, in model and data."""
+_WRITTEN = ("cache_dir", "output_dir")
+"""But for those that name what is written."""
+_OF_CALLBACKS = ("data_dir", "_file")
+"""Ends of callbacks' keys that name what is read."""
+_EMBEDDED = "tiny"
+"""The backbone that is made rather than read."""
 
 Resolve = Callable[[Sequence[str]], Mapping[str, Any]]
 """From the words of a command to its whole configuration."""
@@ -74,6 +83,15 @@ class Variant:
             and key.endswith("_file")
             and key.endswith(".test_file") == testing
             and isinstance(value, str)
+        ]
+
+    def other_inputs(self) -> list[str]:
+        """Paths of what else the command reads, where they are local: pictures, models, benchmarks' files."""
+        rows = {key for key in self.flat if key.startswith("data.init_args.") and key.endswith("_file")}
+        return [
+            value
+            for key, value in self.flat.items()
+            if key not in rows and _names_input(key) and isinstance(value, str) and value not in {"", _EMBEDDED}
         ]
 
 
@@ -192,6 +210,13 @@ def flag(key: str, value: Any) -> str:
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
+def _names_input(key: str) -> bool:
+    """Whether what stands under a key is a path that is read."""
+    if key.startswith("trainer."):
+        return key.endswith(_OF_CALLBACKS)
+    return key.endswith(_PATHS) and not key.endswith(_WRITTEN)
+
+
 def _changes(study: StudyFile, arm: str, stage: str) -> tuple[Settings, Settings]:
     """What an arm adds to a stage: its files and flags, then the values of its declared differences."""
     declared = study.arms[arm].differs.get(stage, {})
@@ -247,9 +272,7 @@ def _unfit(study: StudyFile, variant: Variant) -> list[str]:
 
 def write_resolved(variant: Variant, folder: Path) -> Path:
     """Writes a variant's configuration, which other commands can be given as their `--config`."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{variant.name}.yaml"
     text = yaml.safe_dump(dict(variant.config), sort_keys=False, allow_unicode=True)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path

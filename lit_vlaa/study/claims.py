@@ -40,6 +40,8 @@ class Claim:
     source: str
     """Where the paper makes it."""
     parts: tuple[Part, ...]
+    denies: bool = False
+    """Whether the paper says that something does not help, which `read_as` sharpens to "harms"."""
 
 
 CLAIMS = (
@@ -56,6 +58,7 @@ CLAIMS = (
         "score: sft below base",
         "section on SFT",
         (Part("score", "sft", "base", -1),),
+        denies=True,
     ),
     Claim(
         3,
@@ -84,6 +87,7 @@ CLAIMS = (
         "error rate: above with a cue, of the same kind and source, in sft and in sft+rl",
         "abstract and discussion of aha moments",
         (Part("doubt", "sft", "", 1), Part("doubt", "sft+rl", "", 1)),
+        denies=True,
     ),
     Claim(
         7,
@@ -98,6 +102,7 @@ CLAIMS = (
         "score: falls with the number of SFT rows",
         "section on SFT, data sizes",
         (Part("slope", "", "", -1),),
+        denies=True,
     ),
     Claim(
         9,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,19 +191,28 @@ class Contrasts:
         row = self.rows[place]
         return (row.set, row.image) if row.image else self.keys[place]
 
-    def doubt(self, arm: str) -> Contrast:
+    def responses(self, arm: str, seeds: Sequence[int]) -> list[ScoredResponse]:
+        """All responses of an arm to the rows that count."""
+        return [
+            self.study.evaluations[arm, seed].rows[key] for seed in seeds for key in self.keys if key[0] in self.sets
+        ]
+
+    def doubt(self, arm: str, keep: Callable[[ScoredResponse], bool] | None = None) -> Contrast:
         """Error rate of an arm's responses with an aha cue less that of the others, of the same set, kind and source.
 
         Each seed's is Mantel and Haenszel's; its variance takes rows for independent and is the larger one of that of
         the rates found and that of equal rates. Seeds answer the same rows, and are put together as `pooled` says.
+
+        Args:
+            arm: Its name.
+            keep: Which responses; None for all.
 
         Raises:
             Absent: If the arm was not evaluated, or nowhere both sorts of responses occur.
         """
         found = {}
         for seed in self.seeds_of(arm):
-            rows = self.study.evaluations[arm, seed].rows
-            strata = doubt_strata(rows[key] for key in self.keys if key[0] in self.sets)
+            strata = doubt_strata(row for row in self.responses(arm, (seed,)) if keep is None or keep(row))
             result = risk_difference(strata)
             if result is not None:
                 found[seed] = result, variance_without_difference(strata)
@@ -221,21 +230,18 @@ class Contrasts:
         Raises:
             Absent: If one of them was not trained with rewards.
         """
-        pairs = [
-            (curve_end(a, end), curve_end(b, end), seed)
-            for seed in self.study.seeds
-            if (a := self.reward_curve(first, seed)) is not None and (b := self.reward_curve(second, seed)) is not None
-        ]
+        both = {seed: [self.curve(arm, seed, REWARD) for arm in (first, second)] for seed in self.study.seeds}
+        ends = {seed: [curve_end(curve, end) for curve in own if curve is not None] for seed, own in both.items()}
+        pairs = {seed: own[0] - own[1] for seed, own in ends.items() if len(own) == 2}
         if not pairs:
             for arm in (first, second):
                 if arm not in self._arms:
                     raise Absent(f"the study has no arm {arm}")
             raise Absent(f"no seed has a training curve of the reward for both {first} and {second}")
-        found = estimate_of_seeds([a - b for a, b, _ in pairs])
-        return Contrast(found, (first, second), tuple(seed for _, _, seed in pairs), 0)
+        return Contrast(estimate_of_seeds(list(pairs.values())), (first, second), tuple(pairs), 0)
 
-    def reward_curve(self, arm: str, seed: int) -> Curve | None:
-        """Of the arm's last stage, if that was trained with rewards."""
+    def curve(self, arm: str, seed: int, name: str) -> Curve | None:
+        """A number that the arm's last stage logged, if it did."""
         known = self._arms.get(arm)
         job = self.study.training(known, known.steps[-1], seed) if known and known.steps else None
-        return None if job is None else self.study.curves.get(job.id, {}).get(REWARD)
+        return None if job is None else self.study.curves.get(job.id, {}).get(name)

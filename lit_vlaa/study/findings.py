@@ -263,6 +263,7 @@ def _claim(judged: Judged) -> dict[str, Any]:
         "source": claim.source,
         "verdict": judged.verdict,
         "sentence": judged.sentence,
+        "caveats": list(judged.caveats),
         "p": judged.p,
         "p_holm": judged.adjusted,
         "parts": [

@@ -112,11 +112,19 @@ def _table(table: Table, dots: Mapping[str, str]) -> Safe:
         return {"class_": "number"}
 
     head = tag("thead", tag("tr", *(tag("th", cell, scope="col", **kind(at)) for at, cell in enumerate(table.head))))
-    rows = [tag("tr", *(tag("td", _cell(cell, dots), **kind(at)) for at, cell in enumerate(row))) for row in table.rows]
+
+    def label(column: int) -> dict[str, str]:
+        """On narrow screens a row of words stands as a block, where its head is not seen."""
+        return {"data_label": table.head[column]} if table.words and table.head[column] else {}
+
+    rows = [
+        tag("tr", *(tag("td", _cell(cell, dots), **kind(at), **label(at)) for at, cell in enumerate(row)))
+        for row in table.rows
+    ]
     caption = (tag("caption", table.caption),) if table.caption else ()
-    label = table.caption or "table"
+    title = table.caption or "table"
     inner = tag("table", *caption, head, tag("tbody", *rows), **({"class_": "words"} if table.words else {}))
-    return tag("div", inner, class_="wide", tabindex="0", role="region", aria_label=label)
+    return tag("div", inner, class_="wide", tabindex="0", role="region", aria_label=title)
 
 
 def _cell(cell: Cell, dots: Mapping[str, str]) -> Safe:
@@ -239,5 +247,9 @@ article header{display:flex;justify-content:space-between;gap:8px;flex-wrap:wrap
 .text{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate}
 .response{font-size:.87rem;line-height:1.45;max-height:24em;overflow-y:auto;margin-top:.3em}
 mark{background:var(--mark);color:var(--mark-text);border-radius:3px;padding:0 2px}
+@media(max-width:720px){.words thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.words,.words tbody,.words tr,.words td{display:block;max-width:none}.words tr{border-bottom:1px solid var(--line);
+padding:8px 0}.words td,.words td:last-child{border:0;padding:2px 0;min-width:0;overflow-wrap:anywhere}
+.words td[data-label]::before{content:attr(data-label) ": ";color:var(--soft)}}
 @media print{.response{max-height:none}}
 """.strip()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +64,7 @@ def saved_config(place: Path) -> Any:
     """The resolved configuration of a job's last run; None where it saved none."""
     import yaml  # noqa: PLC0415 (only jobs that say nothing in their command need it)
 
-    files = [version / "config.yaml" for version in _versions(place) if (version / "config.yaml").is_file()]
+    files = [version / "config.yaml" for version in versions(place) if (version / "config.yaml").is_file()]
     try:
         return yaml.safe_load(files[-1].read_text(encoding="utf-8")) if files else None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -76,7 +78,7 @@ def config_value(config: Any, key: str) -> Any:
     return config
 
 
-def _versions(place: Path) -> list[Path]:
+def versions(place: Path) -> list[Path]:
     """Log folders of a job, oldest first: an interrupted one has several."""
     numbered = [(path.name.removeprefix("version_"), path) for path in place.glob("version_*")]
     return [path for number, path in sorted((int(n), p) for n, p in numbered if n.isdecimal())]
@@ -85,7 +87,7 @@ def _versions(place: Path) -> list[Path]:
 def read_curves(place: Path) -> dict[str, Curve]:
     """All numbers of a job by step; where runs that went on logged a step again, the later one holds."""
     points: dict[str, dict[float, float]] = {}
-    for version in _versions(place):
+    for version in versions(place):
         path = version / "metrics.csv"
         if not path.is_file():
             continue
@@ -108,3 +110,22 @@ def _number(cell: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return value if math.isfinite(value) else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes what JSON can hold, as `write_text`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole, unless it holds this already; several processes may write the same."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes on several machines may have one number.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

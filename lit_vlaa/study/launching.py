@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.study.locks import join
 
 _PRELOADED = ["lit_vlaa.lightning_cli", "lit_vlaa.sft", "lit_vlaa.grpo", "callbacks", "datamodules"]
@@ -109,7 +110,10 @@ class Processes:
         os.dup2(writing, sender.fileno())  # the server hands connections on to what it forks, not bare descriptors
         arguments = (tuple(words), sender, str(Path.cwd()), _environment(), None if lock is None else str(lock))
         process = context.Process(target=_run_forked, args=arguments, daemon=False)
-        process.start()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:
+            raise RunStoppedError("the process that starts jobs was killed; the same command goes on") from error
         sender.close()
         receiver.close()
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.study import circumstances
 from lit_vlaa.study.arms import RESOLVED, Variants, flatten
 from lit_vlaa.study.config import StudyFile
 from lit_vlaa.study.matching import differing, shown
@@ -25,8 +19,6 @@ from lit_vlaa.study.plan import Plan
 NAME = "manifest.json"
 FORMAT = 1
 
-_ROOT = Path(__file__).resolve().parents[2]
-_SOURCES = ("lit_vlaa", "callbacks", "datamodules")
 _WORDING = ("name", "description", "claims", "output_dir", "prepare")
 """Parts of a study file that no job's result depends on."""
 
@@ -36,71 +28,21 @@ _OWN = {".study.lock", "prepare.log", RESOLVED, "slurm"}
 _SHOWN_KEYS = 8
 
 
-def hash_data(variants: Variants, study: StudyFile) -> dict[str, dict[str, Any]]:
-    """Identifies the rows that the study's jobs read.
-
-    Returns:
-        By path: `sha256`, `bytes` and `rows` (None where they cannot be counted); all None of a file that is absent.
-    """
-    files = dict.fromkeys(path for variant in variants.used(study) for path in variant.data_files())
-    return {path: _hash_file(Path(path)) for path in files}
-
-
-def absent(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Files that are not there."""
-    return [path for path, entry in data.items() if entry["sha256"] is None]
-
-
-def code() -> dict[str, Any]:
-    """The version of this program, and a hash of the sources that train and evaluate (the study's own left out)."""
-    total = hashlib.sha256()
-    for path in sorted(path for name in _SOURCES for path in (_ROOT / name).rglob("*.py")):
-        place = path.relative_to(_ROOT)
-        if place.parts[:2] != ("lit_vlaa", "study"):
-            total.update(f"{place.as_posix()}\0".encode() + path.read_bytes())
-    commit = _output("git", "-C", str(_ROOT), "rev-parse", "HEAD")
-    status = _output("git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no")
-    return {
-        "version": _version("lit-vlaa"),
-        "git_commit": commit or None,
-        "git_dirty": bool(status) if commit else None,
-        "sources_sha256": total.hexdigest(),
-    }
-
-
-def packages() -> dict[str, str]:
-    """Installed versions of what this program needs."""
-    try:
-        names = [line for line in requires("lit-vlaa") or [] if "extra ==" not in line]
-    except PackageNotFoundError:
-        names = ["torch", "lightning", "transformers"]
-    plain = sorted(
-        {name.split(";")[0].split("[")[0].split("<")[0].split(">")[0].split("=")[0].strip() for name in names}
-    )
-    return {name: found for name in plain if (found := _version(name)) is not None}
-
-
-def machine() -> dict[str, Any]:
-    """The hardware, without names of host or user."""
-    gpus = (
-        _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
-        if shutil.which("nvidia-smi")
-        else ""
-    )
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": gpus.splitlines(),
-    }
-
-
 def compose(
-    study: StudyFile, matched: Mapping[str, Any], data: Mapping[str, Any], plan: Plan, earlier: Mapping[str, Any] | None
+    study: StudyFile,
+    matched: Mapping[str, Any],
+    data: Mapping[str, Any],
+    plan: Plan,
+    *,
+    overlap: Mapping[str, Any],
+    earlier: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The manifest of a study; code, packages and machine are those that it was begun with."""
-    here = earlier or {"code": code(), "packages": packages(), "machine": machine()}
+    here = earlier or {
+        "code": circumstances.code(),
+        "packages": circumstances.packages(),
+        "machine": circumstances.machine(),
+    }
     kept = {key: here[key] for key in ("code", "packages", "machine", "other_code") if key in here}
     return {
         "format": FORMAT,
@@ -109,6 +51,7 @@ def compose(
         "config": dict(study.text),
         **kept,
         "data": dict(data),
+        "overlap": dict(overlap),
         "seeds": list(study.seeds),
         "arms": {
             arm.name: {
@@ -214,7 +157,7 @@ def refuse_other_code(earlier: dict[str, Any], *, accept: bool, pending: Iterabl
     Raises:
         UsageError: If sources or packages have changed, and jobs are left.
     """
-    now = {"code": code(), "packages": packages()}
+    now = {"code": circumstances.code(), "packages": circumstances.packages()}
     known = [earlier, *earlier.get("other_code", [])]
     left = list(pending)
     if not left or any(
@@ -234,54 +177,3 @@ def refuse_other_code(earlier: dict[str, Any], *, accept: bool, pending: Iterabl
         )
         raise UsageError([f"{problem}; {remedy}"])
     earlier["other_code"] = [*earlier.get("other_code", []), {**now, "first_job": left[0]}]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole, unless it holds this already; several processes may write the same."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _hash_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {"sha256": None, "bytes": None, "rows": None}
-    total, lines, first = hashlib.sha256(), 0, b""
-    with path.open("rb") as file:
-        for line in file:
-            total.update(line)
-            lines += bool(line.strip())
-            first = first or line.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    return {"sha256": total.hexdigest(), "bytes": path.stat().st_size, "rows": lines if first == b"{" else _count(path)}
-
-
-def _count(path: Path) -> int | None:
-    """Rows of a JSON array."""
-    # By name, since the library does not depend on the data modules.
-    rows = importlib.import_module("datamodules.rows")
-    try:
-        return sum(1 for _ in rows.iter_rows(path))
-    except rows.BadRecord:
-        return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _output(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 - fixed words
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -31,6 +31,8 @@ SHOWN_AND_SCORED = (
     "model.init_args.backbone.revision",
     "model.init_args.backbone.min_pixels",
     "model.init_args.backbone.max_pixels",
+    "model.init_args.backbone.dtype",
+    "model.init_args.sampling",
     "model.init_args.reward",
     "model.init_args.scorer",
     "model.init_args.verifiers",
@@ -40,7 +42,7 @@ SHOWN_AND_SCORED = (
     "data.init_args.max_image_pixels",
     "data.init_args.truth_boxes",
 )
-"""Keys, and what is below them, that an evaluation must share with training."""
+"""Keys, and what is below them, that an evaluation must share with training; a limit of tokens, say."""
 
 _CLASSES = ("model", "data")
 _CALLBACKS = "trainer.callbacks["
@@ -143,8 +145,10 @@ def _arms(study: StudyFile, variants: Variants, problems: list[str]) -> Iterator
 
 
 def _stages(study: StudyFile, variants: Variants, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Compares every two stages; what only one of two classes knows is listed and allowed."""
+    """Compares every two stages; what only one of two classes of model or data knows is listed and allowed."""
     everything: list[str] = []
+    undeclared: list[str] = []
+    remedy = "make them equal, under common, or declare it with its reason under stages_differ"
     for first, second in combinations(variants.stages.values(), 2):
         found = differing(first.flat, second.flat)
         alone = {key: values for key, values in found.items() if _of_one_class(key, first, second)}
@@ -154,10 +158,10 @@ def _stages(study: StudyFile, variants: Variants, problems: list[str]) -> Iterat
                 continue
             reason = _reason(key, study.stages_differ)
             if reason is None:
-                problems.append(
-                    f"stages {first.name} and {second.name}: {key} is {shown(one)} in {first.name}, {shown(two)} in "
-                    f"{second.name}; make them equal, under common, or declare it with its reason under stages_differ"
-                )
+                what = f"{key} is {shown(one)} in {first.name}, {shown(two)} in {second.name}"
+                if (entry := _callback(key)) and (owner := _only_owner(entry, first, second)):
+                    what = f"{entry} is in {owner} alone"
+                undeclared.append(f"stages {first.name} and {second.name}: {what}; {remedy}")
             rows.append({"key": key, first.name: plain(one), second.name: plain(two), "reason": reason})
         everything += (row["key"] for row in rows)
         yield {
@@ -169,15 +173,24 @@ def _stages(study: StudyFile, variants: Variants, problems: list[str]) -> Iterat
                 second.name: [key for key, (one, _) in alone.items() if one is ABSENT],
             },
         }
+    problems += dict.fromkeys(undeclared)
     known = list(dict.fromkeys(key for variant in variants.stages.values() for key in variant.flat))
     problems += _stale(study.stages_differ, "stages_differ", everything, known, "any two stages")
 
 
+def _callback(key: str) -> str:
+    """The entry of the list of callbacks that a key belongs to; empty of others."""
+    return key[: key.index("]") + 1] if key.startswith(_CALLBACKS) else ""
+
+
+def _only_owner(entry: str, first: Variant, second: Variant) -> str:
+    """Name of the one stage that has a callback; empty where both have it."""
+    owners = [stage.name for stage in (first, second) if any(covers(entry, key) for key in stage.flat)]
+    return owners[0] if len(owners) == 1 else ""
+
+
 def _of_one_class(key: str, first: Variant, second: Variant) -> bool:
-    """Whether only one of two variants has a class that knows the key: a callback, or an argument of model or data."""
-    if key.startswith(_CALLBACKS):
-        entry = key[: key.index("]") + 1]
-        return any(not any(covers(entry, other) for other in variant.flat) for variant in (first, second))
+    """Whether only one of two variants has a class that knows the key, as an argument of model or data."""
     for part in _CLASSES:
         name = f"{part}.init_args."
         if key.startswith(name) and first.flat.get(f"{part}.class_path") != second.flat.get(f"{part}.class_path"):

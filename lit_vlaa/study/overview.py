@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_vlaa.study.arms import EVALUATION
-from lit_vlaa.study.manifest import hash_data
+from lit_vlaa.study.inputs import hash_data
 from lit_vlaa.study.matching import shown
 from lit_vlaa.study.outcome import is_done
 from lit_vlaa.study.plan import Job
@@ -31,7 +31,8 @@ def overview(prepared: Prepared, *, seeds: Sequence[int] | None = None, arms: Se
     jobs = plan.select(seeds, arms)
     lines = [f"study {study.name}, in {study.output_dir}", "", "data:"]
     for path, entry in data.items():
-        known = f"{entry['rows']} rows, sha256 {str(entry['sha256'])[:12]}" if entry["sha256"] else "absent"
+        count = f"{entry['files']} files" if "files" in entry else f"{entry['rows']} rows"
+        known = f"{count}, sha256 {str(entry['sha256'])[:12]}" if entry["sha256"] else "absent"
         lines.append(f"  {path}: {known}")
     lines += ["", "matched:", *(f"  {line}" for line in _matched(prepared.matched)), "", "jobs:"]
     lines += [f"  {line}" for line in _table(jobs, {job.id for job in jobs if is_done(study.output_dir, job)})]

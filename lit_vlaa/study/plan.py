@@ -227,6 +227,7 @@ class _Planner:
 
     def _identity(self, variant: Variant, seed: int, before: Job | None) -> str:
         files = {path: self.data.get(path) for path in variant.data_files()}
+        files |= {path: self.data[path] for path in variant.other_inputs() if path in self.data}
         return digest([variant.words[0], variant.flat, seed, files, before and before.config_sha256])
 
     def _folder(self, name: str) -> Path:

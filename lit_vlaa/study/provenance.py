@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lit_vlaa.study.document import Block, Bullets, Cell, Code, Heading, Paragraph, Table
+from lit_vlaa.study import circumstances, overlap
+from lit_vlaa.study.document import ArmName, Block, Bullets, Cell, Code, Heading, Paragraph, Table
 from lit_vlaa.study.findings import Findings
+from lit_vlaa.study.job_files import Curve
+from lit_vlaa.study.results import Study
 
 _MOST_VALUE = 60
 _HASH = 16
@@ -26,14 +29,50 @@ def matched(findings: Findings) -> Iterator[Block]:
             "Before anything ran, the resolved configurations of all arms were compared key by key; a difference that "
             "is not declared with its reason stops the study. These are all declared ones."
         )
+        yield from _budgets(findings)
         yield from _stages_of_arms(record)
         yield from _stages(record)
         yield from _evaluation(record)
         if own := record.get("set_by_the_runner"):
             yield Paragraph(f"Set by the runner itself: {', '.join(map(str, own))}.", small=True)
     yield Heading("Data, code and machine", 3)
+    yield from (Paragraph(line) for line in unlike(findings.study))
     yield from _data(_mapping(manifest.get("data")))
     yield Bullets(tuple(_facts(findings)))
+
+
+def unlike(study: Study) -> list[str]:
+    """What no comparison of configurations can see: tested rows among trained ones, other code or machines."""
+    found = list(overlap.lines(study.manifest.get("overlap")))
+    for entry in map(_mapping, _sequence(study.manifest.get("other_code"))):
+        code = _mapping(entry.get("code"))
+        found.append(
+            f"From job {entry.get('first_job')} on another program was accepted (--other_code): commit "
+            f"{code.get('git_commit') or 'unknown'}, sources {_short(code.get('sources_sha256'))[:_HASH]}…"
+        )
+    return found + list(circumstances.differences({job.id: job.ran for job in study.jobs}))
+
+
+def _budgets(findings: Findings) -> Iterator[Block]:
+    """How much training each arm had: equal settings are no equal amounts, where one arm has a stage more."""
+    study = findings.study
+    spent = {one.job.id: one for one in findings.costs}
+    rows: list[tuple[Cell, ...]] = []
+    for arm in study.arms:
+        for stage in dict.fromkeys(arm.steps):
+            jobs = [job for seed in study.seeds if (job := study.training(arm, stage, seed)) is not None]
+            steps = {_last_step(study.curves[job.id]) for job in jobs if job.id in study.curves}
+            tokens = [cost.tokens for job in jobs if (cost := spent.get(job.id)) and cost.tokens is not None]
+            mean = round(sum(tokens) / len(tokens)) if tokens else None
+            counted = ", ".join(f"{count:,.0f}" for count in sorted(steps)) or "–"
+            rows.append((ArmName(arm.name), stage, counted, _count(mean)))
+    if rows:
+        caption = "What each arm was trained for: optimiser steps, and tokens written or learned from, of one seed"
+        yield Table(("arm", "stage", "steps", "tokens"), tuple(rows), caption, left=2)
+
+
+def _last_step(curves: Mapping[str, Curve]) -> float:
+    return max((curve.steps[-1] for curve in curves.values() if curve.steps), default=0.0)
 
 
 def _stages_of_arms(record: Mapping[str, Any]) -> Iterator[Block]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vlaa.study.job_files import Curve, config_value, read_curves, read_object, saved_config, typed
+from lit_vlaa.study.origins import mixed
 from lit_vlaa.study.responses import ScoredResponse, read_responses
 from lit_vlaa.study.traces_tool import read_nll
 
@@ -19,6 +20,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 _SHOWN = 3
+_ASKED = {"truth": "truths", "question": "questions", "image": "pictures", "kind": "kinds", "source": "sources"}
+"""What belongs to a row and not to an answer, in words."""
 
 Key = tuple[str, str, int]
 """Of a row: set, id, and which one of the rows with this id (ids of data files need not be unique)."""
@@ -49,6 +52,8 @@ class Job:
     command: tuple[str, ...]
     seconds: float | None
     """Wall-clock time; None of a job that has not ended."""
+    ran: Mapping[str, Any] = field(default_factory=dict)
+    """Of `circumstances.here`; empty where it was not noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,9 @@ def read_study(folder: Path) -> Study:
     missing: list[str] = []
     jobs = tuple(_jobs(folder, manifest, where, missing))
     by_id = {job.id: job for job in jobs}
+    needs = {str(entry["id"]): tuple(map(str, entry.get("after") or ())) for entry in manifest["jobs"]}
+    if problems := list(mixed(folder, needs)):
+        raise ValueError("; ".join(problems))
     evaluations: dict[tuple[str, int], Evaluation] = {}
     for entry in typed(manifest, "evaluations", list, where, required=True) or []:
         arm, seed = str(typed(entry, "arm", str, where, required=True)), typed(entry, "seed", int, where)
@@ -161,11 +169,13 @@ def _jobs(folder: Path, manifest: Mapping[str, Any], where: str, missing: list[s
             raise ValueError(f"{where}: the job id {name!r} is no folder below {inside}")
         done = place / "done.json"
         seconds: float | None = None
+        ran: Mapping[str, Any] = {}
         if done.is_file():
             left = read_object(done, "")
             # As the runner sees it: what another configuration left is no result of this study.
             if entry.get("config_sha256") in {None, left.get("config_sha256")}:
                 seconds = float(typed(left, "seconds", (int, float), str(done)) or 0.0)
+                ran = typed(left, "ran", dict, str(done)) or {}
         job = Job(
             id=name,
             kind=str(entry.get("kind", "")),
@@ -174,6 +184,7 @@ def _jobs(folder: Path, manifest: Mapping[str, Any], where: str, missing: list[s
             seed=int(typed(entry, "seed", int, where) or 0),
             command=tuple(map(str, typed(entry, "command", list, where) or [])),
             seconds=seconds,
+            ran=ran,
         )
         if seconds is None:
             missing.append(f"job {job.id} ({job.kind}, seed {job.seed}, of {', '.join(job.arms)}) has not ended")
@@ -222,9 +233,10 @@ def _same_rows(evaluations: Sequence[Evaluation]) -> None:
                     f"answer the same rows: {len(extra)} are only in the first ({shown!r}...); paired comparisons need "
                     "the same test rows in all arms: remove the done.json of both and run the study again"
                 )
-        changed = [key for key, row in first.rows.items() if other.rows[key].truth != row.truth]
-        if changed:
-            raise ValueError(
-                f"jobs {first.job} and {other.job} were scored against different truths of the row {changed[0][1]!r}; "
-                "the test file changed between them: remove the done.json of both and run the study again"
-            )
+        for name, words in _ASKED.items():
+            changed = [key for key, row in first.rows.items() if getattr(other.rows[key], name) != getattr(row, name)]
+            if changed:
+                raise ValueError(
+                    f"jobs {first.job} and {other.job} have different {words} of the row {changed[0][1]!r}; the test "
+                    "file changed between them: remove the done.json of both and run the study again"
+                )

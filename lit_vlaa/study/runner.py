@@ -14,10 +14,14 @@ from lit_vlaa.checks import RunStoppedError, UsageError
 from lit_vlaa.study import manifest as manifests
 from lit_vlaa.study.arms import RESOLVED, Resolve, Variants, build, resolve, write_resolved
 from lit_vlaa.study.config import StudyFile
+from lit_vlaa.study.inputs import absent, hash_data
+from lit_vlaa.study.job_files import write_json
 from lit_vlaa.study.launching import Interrupted, Launch, Processes
 from lit_vlaa.study.locks import locked, share
 from lit_vlaa.study.matching import check
+from lit_vlaa.study.origins import note_begin, refuse_mixed
 from lit_vlaa.study.outcome import finish, is_done, keep_seconds, log_end, seconds_of, seconds_so_far
+from lit_vlaa.study.overlap import overlaps
 from lit_vlaa.study.plan import Job, Plan
 from lit_vlaa.study.plan import build as build_plan
 
@@ -68,7 +72,10 @@ class Runner:
         self._other_code = other_code
         self._command = command
         self._times = _Times()
-        self._modules = {v.name: str(v.flat["model.class_path"]).rpartition(".")[2] for v in prepared.variants.all()}
+        self._begun: dict[str, Any] = {}
+        """The manifest."""
+        self._plan = Plan((), ())
+        self._variants = {variant.name: variant for variant in prepared.variants.all()}
 
     def all(self, *, seeds: Sequence[int] | None = None, arms: Sequence[str] | None = None) -> None:
         """Runs what is left of the study, or of some seeds and arms; writes the report after the last job.
@@ -106,7 +113,8 @@ class Runner:
             UsageError: If there is no such job, or jobs that it needs have not ended.
             RunStoppedError: If it fails, or is told to stop.
         """
-        with locked(self.folder / ".study.lock", f"the study in {self.folder}", shared=True):
+        # Data must not be made anew below jobs that read them.
+        with locked(self.folder / ".study.lock", f"the study in {self.folder}", shared=name != PREPARE):
             if name == PREPARE:
                 self._prepare(again=True)
                 self._begin()
@@ -125,8 +133,9 @@ class Runner:
             self._run(job)
 
     def _prepare(self, *, again: bool) -> None:
-        """Makes the data, unless they are there and the study has begun."""
-        needed = again or manifests.read(self.folder) is None
+        """Makes the data, unless they are there and the study has begun with the same commands."""
+        earlier = manifests.read(self.folder)
+        needed = again or earlier is None or earlier["config"].get("prepare") != self.study.text.get("prepare")
         if not needed:
             files = {path for variant in self._prepared.variants.used(self.study) for path in variant.data_files()}
             needed = not all(Path(path).is_file() for path in files)
@@ -138,8 +147,8 @@ class Runner:
 
     def _begin(self) -> Plan:
         """Hashes the data, holds the folder to its study, and writes the manifest."""
-        data = manifests.hash_data(self._prepared.variants, self.study)
-        if missing := manifests.absent(data):
+        data = hash_data(self._prepared.variants, self.study)
+        if missing := absent(data):
             remedy = (
                 f"run `{_shown([*self._command, '--job', PREPARE])}` first" if self.study.prepare else "put them there"
             )
@@ -152,8 +161,11 @@ class Runner:
             manifests.refuse_other_code(earlier, accept=self._other_code, pending=left)
         for variant in self._prepared.variants.all():
             write_resolved(variant, self.folder / RESOLVED)
-        content = manifests.compose(self.study, self._prepared.matched, data, plan, earlier)
-        manifests.write_json(self.folder / manifests.NAME, content)
+        shared = overlaps(self._prepared.variants, self.study, data, earlier)
+        content = manifests.compose(self.study, self._prepared.matched, data, plan, overlap=shared, earlier=earlier)
+        write_json(self.folder / manifests.NAME, content)
+        self._begun, self._plan = content, plan
+        refuse_mixed(self.folder, plan)
         return plan
 
     def _refuse_unfinished(self, what: str, plan: Plan, names: Sequence[str]) -> None:
@@ -168,11 +180,15 @@ class Runner:
         started = time.perf_counter()
         with locked(lock, f"job {job.id}") as handle:
             share(handle, lock, f"job {job.id}")
+            # The program may have changed since this run began, if that was days ago.
+            manifests.refuse_other_code(self._begun, accept=self._other_code, pending=[job.id])
+            note_begin(self.folder, job)
             code = self._guarded(job.command, place / "log.txt", lock, handle)
             if code:
                 raise RunStoppedError(self._failure(f"job {job.id}", job.command, place / "log.txt", code))
             seconds = time.perf_counter() - started + seconds_so_far(place)
-            finish(self.folder, job, self._modules[job.variant], seconds)
+            finish(self.folder, job, self._variants[job.variant], seconds)
+        refuse_mixed(self.folder, self._plan)
         self._times.note(job, seconds)
 
     def _guarded(self, words: Sequence[str], log: Path, lock: Path | None, handle: int | None) -> int:

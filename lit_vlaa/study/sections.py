@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from lit_vlaa.study import pictures
+from lit_vlaa.study.caveats import MARGINS, NOTABLE, TOKENS_MARGIN
 from lit_vlaa.study.document import (
     Badge,
     Block,
@@ -19,7 +20,7 @@ from lit_vlaa.study.document import (
 )
 from lit_vlaa.study.examples import RULE, examples
 from lit_vlaa.study.findings import LENGTH, LOSS, REWARD, Findings
-from lit_vlaa.study.provenance import matched, reproduce
+from lit_vlaa.study.provenance import matched, reproduce, unlike
 from lit_vlaa.study.score_sections import comparisons, listed, scores
 from lit_vlaa.study.trace_section import traces
 from lit_vlaa.study.verdicts import Judged, Verdict
@@ -53,13 +54,16 @@ def verdicts(findings: Findings) -> Iterator[Block]:
         shown = study.missing[:10]
         more = [f"and {len(study.missing) - len(shown)} more"] if len(study.missing) > len(shown) else []
         yield Bullets((*shown, *more))
+    if found := unlike(study):
+        yield Paragraph("Mind, of the study as a whole:")
+        yield Bullets(tuple(found))
     rows: list[tuple[Cell, ...]] = [
         (
             str(one.claim.number),
             Badge(one.verdict, _TONES[one.verdict]),
             one.claim.says,
             one.claim.read_as,
-            one.sentence,
+            "\n".join([one.sentence, *(f"Mind: {line}" for line in one.caveats)]),
         )
         for one in findings.claims
     ]
@@ -68,8 +72,14 @@ def verdicts(findings: Findings) -> Iterator[Block]:
     yield Table(head, tuple(rows), words=True)
     yield Paragraph(
         "A claim is supported or contradicted where its p-value is below 0.05 after Holm's correction for all claims "
-        "that could be examined, so that one or more false verdicts are found in at most 5% of such studies. Undecided "
-        "means that these rows and seeds do not tell, not that there is no difference.",
+        "that could be examined, so that one or more false verdicts are found in about 5% of such studies at most. "
+        "Undecided "
+        "means that these rows and seeds do not tell, not that there is no difference. Where the interval of a "
+        "difference lies within a margin both sides are called the same in practice: "
+        f"{MARGINS['score']:.2f} in scores and rewards, {MARGINS['cue']:.2f} in shares and error rates, "
+        f"{MARGINS['slope']:.2f} in a score for each doubling of rows, {TOKENS_MARGIN:.0%} of the tokens. Shares of "
+        "responses that were cut off or give no answer are named with a verdict where they differ by "
+        f"{NOTABLE:.2f} or more: such responses count as wrong.",
         small=True,
     )
     points = [
@@ -96,17 +106,19 @@ def scale(findings: Findings) -> str:
         return findings.options.scale
     rows = sum(row.set in findings.contrasts.sets for row in findings.contrasts.rows)
     size = f"{rows} rows and {_counted_seeds(findings.study.seeds)}"
+    one = "All arms and seeds begin from one base model: intervals do not cover what another one would give."
     model = next((found.model for found in findings.study.evaluations.values() if found.model), None)
     if model == "tiny":
         return (
             "The policy is the embedded tiny model, which starts from random weights and answers questions about drawn "
             f"scenes: it is there to check the machinery. What is found holds for such a model on {size} of generated "
-            "data; it says nothing about models of 3B parameters, about photographs, or about the paper's own data."
+            "data; it says nothing about models of 3B parameters, about photographs, or about the paper's own data. "
+            f"{one}"
         )
     named = f"the model {model}" if model else "this model"
     return (
         f"What is found holds for {named}, this data and this evaluation, on {size}; other sizes, data or training "
-        "lengths may tell another story."
+        f"lengths may tell another story. {one}"
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_vlaa.checks import UsageError
-from lit_vlaa.study.manifest import hash_data
+from lit_vlaa.study.inputs import hash_data
 from lit_vlaa.study.runner import PREPARE, REPORT, Prepared
 
 FOLDER = "slurm"

@@ -106,12 +106,15 @@ def estimate(
 
 
 def estimate_of_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of one number a seed, such as the end of a training curve; seeds are all of its uncertainty."""
+    """The mean of one number a seed, such as the end of a training curve; seeds are all of its uncertainty.
+
+    Where all seeds say the same their spread is not known, and there is no interval.
+    """
     numbers = np.asarray(values, dtype=np.float64)
     if not numbers.size or not np.isfinite(numbers).all():
         raise ValueError("an estimate takes one finite value a seed")
     seeds = len(numbers)
-    variance = float(numbers.var(ddof=1)) / seeds if seeds > 1 else None
+    variance = float(numbers.var(ddof=1)) / seeds if seeds > 1 and np.ptp(numbers) > 0 else None
     return _finish(float(numbers.mean()), 0.0, 0.0, variance, seeds, rows=0, clusters=0)
 
 

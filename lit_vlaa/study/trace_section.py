@@ -63,7 +63,7 @@ def _measures(arms: Mapping[str, Any], names: list[str]) -> Iterator[tuple[Cell,
         yield from line(title, [_share(arms[name]["flags"].get(field, {}).get("mean")) for name in names])
     for side, title in (("right", "tokens of right ones"), ("wrong_rows", "tokens of wrong ones")):
         yield from line(title, [_number(arms[name][side].get("tokens", {}).get("mean")) for name in names])
-    title = "perplexity under the base model"
+    title = "perplexity of the response under the base model"
     yield from line(title, [_number((arms[name]["nll"] or {}).get("perplexity")) for name in names])
 
 

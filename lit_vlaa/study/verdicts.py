@@ -7,14 +7,16 @@
 3. The p-values of all claims that can be examined are adjusted by Holm's method.
 4. Below 0.05 a claim is supported or contradicted, by the direction; else it is undecided, which says nothing either
    way.
+5. What must be read beside it stands with each verdict (`caveats.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from lit_vlaa.study.caveats import caveats, in_practice, what_would_tell
 from lit_vlaa.study.claims import CLAIMS, Claim, ClaimOptions, Measure, Part
 from lit_vlaa.study.contrasts import Absent, Contrast, Contrasts
 from lit_vlaa.study.quantities import slope_weights
@@ -70,6 +72,8 @@ class Judged:
     p: float | None
     """Of the claim as a whole, before Holm's adjustment."""
     adjusted: float | None
+    caveats: tuple[str, ...] = ()
+    """What must be read beside the verdict, each a sentence or more."""
 
 
 def judge(contrasts: Contrasts, options: ClaimOptions) -> list[Judged]:
@@ -80,7 +84,9 @@ def judge(contrasts: Contrasts, options: ClaimOptions) -> list[Judged]:
     return [
         _not_examined(claim, reason)
         if reason
-        else _verdict(claim, found, p_values.get(place), adjusted.get(place), len(p_values))
+        else _beside(
+            _verdict(claim, found, p_values.get(place), adjusted.get(place), len(p_values)), contrasts, options
+        )
         for place, (claim, (found, reason)) in enumerate(zip(CLAIMS, looked_at, strict=True))
     ]
 
@@ -128,6 +134,15 @@ def _p_of_claim(found: Sequence[Found]) -> float | None:
 
 def _not_examined(claim: Claim, reason: str) -> Judged:
     return Judged(claim, "not examined", f"Not examined: {reason}.", (), None, None)
+
+
+def _beside(judged: Judged, contrasts: Contrasts, options: ClaimOptions) -> Judged:
+    """The verdict with its caveats."""
+    looks = [(one.part, one.contrast) for one in judged.found]
+    decided = judged.verdict != "undecided"
+    small = in_practice(judged.claim, looks, contrasts, decided=decided)
+    lines = [small, *caveats(looks, contrasts, options.sft_rows), "" if small or decided else what_would_tell(looks)]
+    return replace(judged, caveats=tuple(line for line in lines if line))
 
 
 def _verdict(claim: Claim, found: tuple[Found, ...], p: float | None, adjusted: float | None, family: int) -> Judged:
@@ -186,5 +201,7 @@ def _first_upper(text: str) -> str:
 
 
 def shown_p(p: float) -> str:
-    """A p-value as people write it: `p < 0.001`, `p = 0.034`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    """A p-value as people write it: `p < 0.001`, `p = 0.034`; one just below 0.05 is not rounded up to it."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.4f}" if 0.0495 <= p < 0.05 else f"p = {p:.3f}"

@@ -137,6 +137,10 @@ class FakeLaunch:
         version = place / f"version_{len(list(place.glob('version_*')))}"
         version.mkdir(parents=True)
         (version / "metrics.csv").write_text("step,reward/mean\n1,0.5\n4,0.75\n")
+        if words[0] in {"fit", "test"}:
+            # Flags of the last callback are its arguments.
+            plain = [word for word in words if not word.startswith("--trainer.callbacks.")]
+            (version / "config.yaml").write_text(yaml.safe_dump(resolve(plain)))
         interrupted = place.name == self.interrupt
         if words[0] == "fit":
             stored: dict[str, Any] = {"optimizer_states": [{}], "loops": {}, "global_step": 1 if interrupted else 4}

@@ -140,16 +140,22 @@ def test_arms_are_trained_evaluated_and_reported(finished: Path) -> None:
         "seed1-sft+rl-rl",
         "seed1-sft+rl-test",
     ]
-    assert {entry["rows"] for entry in manifest["data"].values()} == {480, 48, TEST_ROWS}
+    assert {entry["rows"] for entry in manifest["data"].values()} == {480, 48, TEST_ROWS, None}
+    (pictures,) = (entry for entry in manifest["data"].values() if entry["rows"] is None)
+    assert pictures["files"] > 480 + 48 + TEST_ROWS
     texts = {}
+    weights: dict[str, str | None] = {}
     for name, job in jobs.items():
         done = json.loads((finished / "jobs" / name / "done.json").read_text())
         assert done["config_sha256"] == job["config_sha256"]
+        assert done["from"] == {before: weights[before] for before in job["after"]}
+        weights[name] = done["weights_sha256"]
         if job["kind"] == "evaluate":
             lines = (finished / "jobs" / name / "responses.jsonl").read_text().splitlines()
             assert len(lines) == TEST_ROWS
             texts[name] = lines
     assert len(set(map(tuple, texts.values()))) == 4  # each arm answers in its own way
+    assert len({weights[name] for name, job in jobs.items() if job["kind"] == "train"}) == 4
     assert (finished / "report" / "report.html").is_file()
 
 

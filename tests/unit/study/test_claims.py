@@ -294,3 +294,5 @@ def test_cues_are_those_of_the_trace_measures(text: str) -> None:
 
 def test_p_values_as_people_write_them() -> None:
     assert (shown_p(0.00099), shown_p(0.034), shown_p(1.0)) == ("p < 0.001", "p = 0.034", "p = 1.000")
+    # What was found below 0.05 does not look as if it were not.
+    assert (shown_p(0.04962), shown_p(0.05), shown_p(0.0494)) == ("p = 0.0496", "p = 0.050", "p = 0.049")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing.context
 import multiprocessing.forkserver
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lit_vlaa.checks import UsageError
+from lit_vlaa.checks import RunStoppedError, UsageError
 from lit_vlaa.study import launching
 from lit_vlaa.study.launching import Interrupted, Processes
 from lit_vlaa.study.locks import locked, share
@@ -135,3 +136,12 @@ def test_forked_jobs_start_in_a_clean_process(
     assert first.startswith("lit-vlaa ")
     assert second.startswith("lit-vlaa: error: there is no command `lit-vlaa nonsense`")
     assert capsys.readouterr().out == log.read_text()
+
+
+def test_a_killed_server_of_processes_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: Any) -> None:
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", killed)
+    with pytest.raises(RunStoppedError, match="the process that starts jobs was killed; the same command goes on"):
+        Processes(fork=True)(["fit"], log=tmp_path / "log.txt")

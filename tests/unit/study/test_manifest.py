@@ -11,7 +11,7 @@ import yaml
 
 from helpers.fake_study import FakeLaunch, load, manifest, resolve
 from lit_vlaa.checks import UsageError
-from lit_vlaa.study import manifest as manifests
+from lit_vlaa.study import circumstances, inputs, job_files
 from lit_vlaa.study import runner as runners
 from lit_vlaa.study.runner import Runner, look
 
@@ -82,7 +82,7 @@ def test_contents(tmp_path: Path) -> None:
 def test_rows_are_counted_in_every_form(text: str, rows: int | None, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text, encoding="utf-8")
-    found = manifests._hash_file(path)
+    found = inputs.hash_file(path)
     assert found["rows"] == rows
     assert found["bytes"] == len(text.encode())
 
@@ -133,6 +133,69 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_changed_commands_that_make_the_data_are_run(tmp_path: Path) -> None:
+    run(tmp_path)
+    launch = run(tmp_path, lambda c: c.update(prepare=[["data", "make", "there"]]))
+    # They make the same data, so that all that was done stays.
+    assert launch.words == [("data", "make", "there")]
+    assert manifest(tmp_path)["config"]["prepare"] == [["data", "make", "there"]]
+
+    class Other(FakeLaunch):
+        def __call__(self, words: Any, **options: Any) -> int:
+            code = super().__call__(words, **options)
+            (tmp_path / "rl.json").write_text('{"row": 3}\n')
+            return code
+
+    study = load(tmp_path, lambda c: c.update(prepare=[["data", "make", "elsewhere"]]))
+    with pytest.raises(UsageError, match=r"the content of .*rl\.json has changed"):
+        Runner(look(study, resolve), launch=Other(tmp_path)).all()
+
+
+def pictures(folder: Path, content: dict[str, Any]) -> None:
+    """Gives a study a folder of pictures, and one of benchmarks to its evaluation."""
+    for name in ("images", "benchmarks"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "one").write_text("1")
+    content["common"] = {"flags": {"data.image_root": str(folder / "images")}}
+    callback = {"class_path": "callbacks.BenchmarkEvaluation", "init_args": {"data_dir": str(folder / "benchmarks")}}
+    content["evaluation"]["flags"] = {"trainer.callbacks": json.dumps([callback])}
+
+
+@pytest.mark.parametrize("name", ["images", "benchmarks"])
+def test_folders_that_jobs_read_are_held_to_what_they_were(name: str, tmp_path: Path) -> None:
+    run(tmp_path, lambda c: pictures(tmp_path, c))
+    entry = manifest(tmp_path)["data"][str(tmp_path / name)]
+    assert (entry["files"], entry["bytes"], entry["rows"]) == (1, 1, None)
+    prepared = look(load(tmp_path, lambda c: pictures(tmp_path, c)), resolve)
+    (tmp_path / name / "one").write_text("2")
+    with pytest.raises(UsageError, match=rf"the content of .*{name} has changed"):
+        Runner(prepared, launch=FakeLaunch(tmp_path)).all()
+
+
+def test_folders_are_told_by_names_sizes_and_the_ends_of_few_files(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "weights").write_bytes(b"0" * 200_000)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / ".cache").write_text("hidden")
+
+    def seen() -> str:
+        return str(inputs.hash_folder(tmp_path / "a")["sha256"])
+
+    first = seen()
+    assert inputs.hash_folder(tmp_path / "a")["files"] == 1
+    (tmp_path / "a" / "b" / "weights").write_bytes(b"0" * 199_999 + b"1")
+    second = seen()
+    (tmp_path / "a" / "b" / "weights").rename(tmp_path / "a" / "b" / "other")
+    assert len({first, second, seen()}) == 3
+    for number in range(200):
+        (tmp_path / "a" / str(number)).write_text("0")
+    many = seen()
+    (tmp_path / "a" / "7").write_text("1")
+    assert seen() == many
+    (tmp_path / "a" / "7").write_text("10")
+    assert seen() != many
+
+
 def test_more_arms_seeds_and_other_words_are_welcome(tmp_path: Path) -> None:
     first = run(tmp_path)
 
@@ -154,9 +217,9 @@ def test_other_code_is_refused_unless_accepted(what: str, tmp_path: Path, monkey
     launch = FakeLaunch(tmp_path)
     prepared = look(load(tmp_path), resolve)
     Runner(prepared, launch=launch).all(seeds=[1])
-    known = {"code": manifests.code(), "packages": manifests.packages()}
+    known = {"code": circumstances.code(), "packages": circumstances.packages()}
     changed = {**known["code"], "sources_sha256": "0"} if what == "code" else {**known["packages"], "torch": "9.9"}
-    monkeypatch.setattr(manifests, what, lambda: changed)
+    monkeypatch.setattr(circumstances, what, lambda: changed)
     expected = "its sources" if what == "code" else r"torch \S+ -> 9\.9"
     with pytest.raises(UsageError, match=rf"this program has changed \({expected}\).*accept it with --other_code"):
         Runner(prepared, launch=launch).all()
@@ -166,24 +229,32 @@ def test_other_code_is_refused_unless_accepted(what: str, tmp_path: Path, monkey
     assert entry["first_job"] == "seed2-base-test"
     assert manifest(tmp_path)[what] == known[what]
     # Nothing is left to run: the report may be made by any version.
-    monkeypatch.setattr(manifests, what, lambda: {**changed, "torch": "10", "sources_sha256": "1"})
+    monkeypatch.setattr(circumstances, what, lambda: {**changed, "torch": "10", "sources_sha256": "1"})
     Runner(prepared, launch=launch).all()
 
 
 def test_code_is_told_by_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "_ROOT", tmp_path)
-    for name in ("lit_vlaa/a.py", "lit_vlaa/study/b.py", "callbacks/c.py", "datamodules/d.py", "docs/e.py"):
+    monkeypatch.setattr(circumstances, "_ROOT", tmp_path)
+    for name in (
+        "lit_vlaa/a.py",
+        "lit_vlaa/study/b.py",
+        "lit_vlaa/study/responses.py",
+        "callbacks/c.py",
+        "datamodules/d.py",
+        "docs/e.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
 
     def changed_by(name: str) -> bool:
-        before = manifests.code()["sources_sha256"]
+        before = circumstances.code()["sources_sha256"]
         (tmp_path / name).write_text("2")
-        return bool(manifests.code()["sources_sha256"] != before)
+        return bool(circumstances.code()["sources_sha256"] != before)
 
     assert [changed_by(n) for n in ("lit_vlaa/a.py", "callbacks/c.py", "datamodules/d.py")] == [True, True, True]
     assert [changed_by(n) for n in ("lit_vlaa/study/b.py", "docs/e.py")] == [False, False]
-    assert manifests.code()["git_commit"] is None
+    assert changed_by("lit_vlaa/study/responses.py")  # jobs write by it
+    assert circumstances.code()["git_commit"] is None
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"format": 2, "jobs": []}', '{"format": 1}'])
@@ -203,11 +274,11 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_files_are_written_whole_and_only_when_they_change(tmp_path: Path) -> None:
     path = tmp_path / "a" / "x.json"
-    manifests.write_json(path, {"a": 1})
+    job_files.write_json(path, {"a": 1})
     stamp = path.stat().st_mtime_ns
-    manifests.write_json(path, {"a": 1})
+    job_files.write_json(path, {"a": 1})
     assert path.stat().st_mtime_ns == stamp
-    manifests.write_json(path, {"a": 2})
+    job_files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2}
     assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
 

@@ -139,15 +139,30 @@ def test_stages_must_agree_on_every_setting_that_both_have(tmp_path: Path) -> No
     assert "evaluation: data.init_args.prompt.words is absent, in stages.sft 3" in text
 
 
-def test_callbacks_of_one_stage_alone_are_listed(tmp_path: Path) -> None:
+def test_callbacks_of_one_stage_alone_must_be_declared(tmp_path: Path) -> None:
+    # One that averages weights would make more of a difference than most settings.
     study = load(tmp_path)
-    extra = {"class_path": "callbacks.Throughput", "init_args": {"window": 3}}
+    extra = {"class_path": "callbacks.Throughput", "init_args": {"window": 3, "more": 1}}
     edit(tmp_path, "rl", lambda c: c["trainer"]["callbacks"].append(extra))
-    (stages,) = check(study, build(study, resolve))["stages"]
-    assert "trainer.callbacks[callbacks.Throughput].init_args.window" in stages["only"]["rl"]
-    edit(tmp_path, "sft", lambda c: c["trainer"]["callbacks"].append({**extra, "init_args": {"window": 4}}))
+    with pytest.raises(UsageError) as caught:
+        check(study, build(study, resolve))
+    (problem,) = caught.value.problems
+    assert "stages sft and rl: trainer.callbacks[callbacks.Throughput] is in rl alone; make them equal" in problem
+    name = "trainer.callbacks[callbacks.Throughput]"
+    declared = load(tmp_path, lambda c: c["stages_differ"].update({name: "it looks on"}))
+    edit(tmp_path, "rl", lambda c: c["trainer"]["callbacks"].append(extra))
+    (stages,) = check(declared, build(declared, resolve))["stages"]
+    found = {row["key"]: (row["sft"], row["rl"], row["reason"]) for row in stages["differs"]}
+    assert found[f"{name}.init_args.window"] == ("(absent)", 3, "it looks on")
+    edit(tmp_path, "sft", lambda c: c["trainer"]["callbacks"].append({**extra, "init_args": {"window": 4, "more": 1}}))
     with pytest.raises(UsageError, match=r"callbacks.Throughput\].init_args.window is 4 in sft, 3 in rl"):
         check(study, build(study, resolve))
+
+
+def test_evaluation_draws_answers_as_training_does(tmp_path: Path) -> None:
+    flags = {"model.sampling.max_new_tokens": 64}
+    (problem,) = refused(tmp_path, lambda c: c["evaluation"].update(flags=flags))
+    assert problem.startswith("evaluation: model.init_args.sampling.max_new_tokens is 64, in stages.rl absent;")
 
 
 def test_stale_declarations_between_stages_are_refused(tmp_path: Path) -> None:

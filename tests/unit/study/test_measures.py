@@ -1,4 +1,4 @@
-"""Measures of a response: by hand on small texts, against hand labels on 70 traces, and on hostile ones."""
+"""Measures of a response: by hand, against hand labels on 70 traces, and on hostile ones."""
 
 from __future__ import annotations
 
@@ -281,12 +281,11 @@ HOSTILE: dict[str, str] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_megabyte_takes_less_than_a_second(name: str) -> None:
     text = f"<think>{HOSTILE[name]}</think><answer>{HOSTILE[name][:5000]}</answer>"
-    started = time.process_time()
-    measure(ScoredResponse("test", "1", text, question=text[:20_000], extracted=text[:5000]))
-    assert time.process_time() - started < 1.0
-    started = time.process_time()
-    cue_spans(text)
-    assert time.process_time() - started < 1.0
+    row = ScoredResponse("test", "1", text, question=text[:20_000], extracted=text[:5000])
+    for work in (lambda: measure(row), lambda: cue_spans(text)):
+        started = time.process_time()
+        work()
+        assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize(

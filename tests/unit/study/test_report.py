@@ -106,15 +106,23 @@ def test_what_a_page_says(page: Page) -> None:
         "model.init_args.optim.lr: 0.001 / 0.0003 (each stage's own)",
         "data.init_args.data_file: sft.json / aha.json (traces with cues only)",
         "rl: model.init_args.kl",
+        # 40 steps of 500 tokens a second for half a second, and of 100 for two seconds.
+        "sft+rl sft 40 10,000 sft+rl rl 40 8,000",
         "abababababababab…",
         "lit-vlaa 0.1.0, commit 0123abc",
-        "perplexity under the base model",
+        "perplexity of the response under the base model",
         "Chosen by rule, not by hand: of seed 1,",
+        "both sides are called the same in practice: 0.02 in scores and rewards, 0.05 in shares and error rates",
         "lit-vlaa study run --config study.yaml",
         "lit-vlaa fit --config=configs/rl.yaml --seed_everything=1",
     ):
         assert words in page.text, words
     assert "--seed_everything=2" not in page.text
+
+
+def test_on_narrow_screens_cells_bear_their_heads(page: Page) -> None:
+    labels = [found["data-label"] for tag, found in page.tags if tag == "td" and "data-label" in found]
+    assert labels[:4] == ["verdict", "the paper's claim, in our words", "read as", "what this study says"]
 
 
 def test_pictures_have_both_themes_and_words(page: Page) -> None:
@@ -179,10 +187,8 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     for path in made.glob("jobs/*-test/responses.jsonl"):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         fields = ("response", "question", "truth", "kind", "source", "image", "extracted", "status")
-        write_lines(
-            path,
-            [row | {"id": f"{place} {HOSTILE}"} | dict.fromkeys(fields, HOSTILE) for place, row in enumerate(rows)],
-        )
+        hostile = dict.fromkeys(fields, HOSTILE)
+        write_lines(path, [row | {"id": f"{place} {HOSTILE}"} | hostile for place, row in enumerate(rows)])
     edit_manifest(
         made, name=HOSTILE, description=HOSTILE, code={"version": HOSTILE}, data={HOSTILE: {"sha256": HOSTILE}}
     )
@@ -259,6 +265,7 @@ def test_words_on_what_the_scale_can_show(tmp_path: Path) -> None:
     config = made / "jobs" / "seed1-base-test" / "version_0" / "config.yaml"
     write_json(config, {"model": {"init_args": {"backbone": {"path": "tiny"}}}})
     assert "The policy is the embedded tiny model" in scale(find(read_study(made)))
+    assert scale(find(read_study(made))).endswith("intervals do not cover what another one would give.")
     write_json(config, {"model": {"init_args": {"backbone": {"path": "Qwen/Qwen2.5-VL-3B-Instruct"}}}})
     assert "holds for the model Qwen/Qwen2.5-VL-3B-Instruct," in scale(find(read_study(made)))
     edit_manifest(made, config={"claims": {"scale": "Nothing at all."}})

@@ -147,10 +147,23 @@ def test_arms_that_answered_other_rows_are_refused(folder: Path) -> None:
         read_study(folder)
 
 
-def test_arms_that_were_scored_against_other_truths_are_refused(folder: Path) -> None:
-    edit_rows(folder / "jobs" / "seed2-sft+rl-test" / "responses.jsonl", truth="another")
-    with pytest.raises(ValueError, match=r"different truths of the row 'row0'.*remove the done\.json"):
+@pytest.mark.parametrize("name", ["truth", "question", "image", "kind", "source"])
+def test_arms_that_were_asked_something_else_are_refused(folder: Path, name: str) -> None:
+    edit_rows(folder / "jobs" / "seed2-sft+rl-test" / "responses.jsonl", **{name: "another"})
+    words = "pictures" if name == "image" else f"{name}s"
+    with pytest.raises(ValueError, match=rf"different {words} of the row 'row0'.*remove the done\.json"):
         read_study(folder)
+
+
+def test_arms_that_began_from_different_weights_are_refused(folder: Path) -> None:
+    jobs = {job["id"]: job["after"] for job in json.loads((folder / "manifest.json").read_text())["jobs"]}
+    job, (before,) = next((job, after) for job, after in jobs.items() if after and "sft+rl" in job)
+    for name, changes in ((before, {"weights_sha256": "a"}), (job, {"from": {before: "b"}})):
+        path = folder / "jobs" / name / "done.json"
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
+    with pytest.raises(ValueError, match=r"began from other weights of .* than are there now") as caught:
+        read_study(folder)
+    assert str(caught.value).startswith(f"job {job} began from other weights of {before} than")
 
 
 def test_logs_of_an_interrupted_job_are_joined(folder: Path) -> None:

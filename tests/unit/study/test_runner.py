@@ -17,6 +17,7 @@ import lit_vlaa.study.report
 from helpers.fake_study import FakeLaunch, load, manifest, resolve
 from lit_vlaa.checks import RunStoppedError, UsageError
 from lit_vlaa.study.locks import locked
+from lit_vlaa.study.origins import weights_sha256
 from lit_vlaa.study.runner import Runner, StudyInterruptedError, _Times, look
 
 Change = Callable[[dict[str, Any]], Any]
@@ -73,10 +74,15 @@ def test_what_a_job_leaves(tmp_path: Path) -> None:
     runner(tmp_path, FakeLaunch(tmp_path)).all()
     found = done(tmp_path, "seed1-rl-rl")
     assert found.pop("seconds") >= 0
+    assert set(found.pop("ran")) == {"code", "packages", "machine", "environment"}
+    started = done(tmp_path, "start")
+    assert started["from"] == {}
     assert found == {
         "checkpoint": "jobs/seed1-rl-rl/version_0/checkpoints/last.ckpt",
         "metrics": "jobs/seed1-rl-rl/version_0/metrics.csv",
         "config_sha256": next(j["config_sha256"] for j in manifest(tmp_path)["jobs"] if j["id"] == "seed1-rl-rl"),
+        "from": {"start": started["weights_sha256"]},
+        "weights_sha256": weights_sha256(tmp_path / "out" / found["checkpoint"]),
     }
     link = tmp_path / "out" / "jobs" / "seed1-rl-rl" / "final.ckpt"
     assert torch.load(link, weights_only=True)["global_step"] == 4
@@ -259,10 +265,11 @@ def test_one_runner_in_a_folder(tmp_path: Path) -> None:
         pytest.raises(UsageError, match=rf"is being run by process {os.getpid()} on .*stop it first"),
     ):
         one.all()
+    one.one("prepare")
     with locked(lock, "it", shared=True):  # as by another --job
-        with pytest.raises(UsageError, match="is being run by"):
-            one.all()
-        one.one("prepare")
+        for alone in (one.all, lambda: one.one("prepare")):
+            with pytest.raises(UsageError, match="is being run by"):
+                alone()
         one.one("start")
         with locked(tmp_path / "out" / "jobs" / "seed1-rl-rl" / ".lock", "it"):
             with pytest.raises(UsageError, match="job seed1-rl-rl is being run by"):

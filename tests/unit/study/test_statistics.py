@@ -142,8 +142,9 @@ def test_curves_have_seeds_alone() -> None:
     assert found.rows == 0
     one = estimate_of_seeds([1.0])
     assert (one.value, one.low, one.p) == (1.0, None, None)
-    same = estimate_of_seeds([0.0, 0.0])
-    assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
+    # Two equal numbers tell nothing of the spread of seeds, least of all that there is none.
+    same = estimate_of_seeds([0.3, 0.3])
+    assert (same.value, same.low, same.high, same.p) == (0.3, None, None, None)
 
 
 def test_pooled_by_hand() -> None:
