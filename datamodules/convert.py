@@ -7,30 +7,32 @@ one pass over the rows; processes write the shards meanwhile. A command that was
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.cutting import WORK, Cutter, Job
+from datamodules.disk import explain
 from datamodules.hub.remote import sha256_of
 from datamodules.images import locate
 from datamodules.records import OnBadRecord, Split
-from datamodules.shards import FORMAT, MANIFEST, SCHEMA, Images
+from datamodules.shards import FORMAT, GROUP_BYTES, GROUP_ROWS, MANIFEST, SCHEMA, Images, open_writer
 from lit_vlaa.whole_files import hidden, replacing
-
-_GROUP_ROWS = 4
-_GROUP_BYTES = 8 << 20
-"""Rows are read a group at a time, in the order of a shuffle, so groups stay small."""
 
 
 def run(
@@ -73,12 +75,6 @@ def run(
         raise FileNotFoundError(
             f"--image-root {image_root} is no folder; images are embedded from it (or --images link)"
         )
-    known = (output_dir / MANIFEST).exists() or (output_dir / WORK).exists()
-    if output_dir.exists() and any(output_dir.iterdir()) and not known:
-        raise ValueError(f"--output-dir {output_dir} is not empty and holds no shards; give another folder")
-    (output_dir / WORK).mkdir(parents=True, exist_ok=True)
-    # Without it nobody takes a folder for whole while its shards change.
-    (output_dir / MANIFEST).unlink(missing_ok=True)
     cutter = Cutter(
         folder=output_dir,
         file=data_file,
@@ -87,10 +83,15 @@ def run(
         most_bytes=int(shard_mb * 10**6),
         on_bad_record=on_bad_record,
     )
-    entries = _write_all(cutter, workers)
-    if not entries:
-        raise ValueError(f"{data_file}: no row to convert; left out: {dict(cutter.skipped) or 'none, it is empty'}")
-    _finish(output_dir, data_file, images, split, entries)
+    try:
+        with _begun(output_dir):
+            entries = _write_all(cutter, workers)
+            if not entries:
+                left = dict(cutter.skipped) or "none, it is empty"
+                raise ValueError(f"{data_file}: no row to convert; left out: {left}")
+            _finish(output_dir, data_file, images, split, entries)
+    except OSError as error:
+        raise OSError(explain(error, output_dir, remedy="give another folder, and run the command again")) from error
     kept = sum(entry.kept for entry in entries)
     left = "".join(f"; left out {count} x {reason}" for reason, count in sorted(cutter.skipped.items()))
     rows, size = sum(entry.rows for entry in entries), sum(entry.bytes for entry in entries)
@@ -98,6 +99,27 @@ def run(
         f"{output_dir}: {rows:,} rows in {len(entries)} shards ({kept} were there), {size / 1e6:,.1f} MB{left}\n"
     )
     return 0
+
+
+@contextmanager
+def _begun(folder: Path) -> Iterator[None]:
+    """Makes the folder, unless it is somebody else's, marks it as not whole, and lets one command at a time work on it.
+
+    Raises:
+        ValueError: If it holds other things than shards, or another command writes to it.
+    """
+    known = (folder / MANIFEST).exists() or (folder / WORK).exists()
+    if folder.is_dir() and any(folder.iterdir()) and not known:
+        raise ValueError(f"--output-dir {folder} is not empty and holds no shards; give another folder")
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    with (folder / WORK / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another `lit-vlaa data convert` is writing to {folder}; wait for it") from error
+        # Without it nobody takes a folder for whole while its shards change.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +139,38 @@ class _Entry:
 def _write_all(cutter: Cutter, workers: int) -> list[_Entry]:
     """Cuts the rows and has the shards written meanwhile; returns them in order."""
     pending: list[Future[_Entry]] = []
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
         try:
             with tqdm(desc="shards", unit="shard", disable=None) as bar:
                 for job in cutter.jobs():
                     pending.append(pool.submit(_write, job))
                     pending[-1].add_done_callback(lambda _: bar.update())
+                    # What went wrong shows at once, not after the last row.
+                    _ = [future.result() for future in pending if future.done()]
                 bar.total = len(pending)
                 return [future.result() for future in pending]
         except BrokenProcessPool as error:
             raise OSError(
                 "a process that wrote shards was killed (too little memory?); run the command again"
             ) from error
+        except KeyboardInterrupt:
+            sys.stderr.write("lit-vlaa: shards in progress are finished; the same command goes on from there\n")
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _start(parent: int) -> None:
+    """Prepares a process that writes shards: Ctrl-C is the main process's affair, without which it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _write(job: Job) -> _Entry:
@@ -140,15 +180,7 @@ def _write(job: Job) -> _Entry:
         part = hidden(job.target)
         rows = first = 0
         try:
-            with pq.ParquetWriter(
-                part,
-                SCHEMA,
-                # The bytes of images do not shrink, and uncompressed ones are read where they are mapped.
-                compression={"number": "zstd", "source": "zstd", "row": "zstd", "images.list.element.path": "zstd"}
-                | {"images.list.element.bytes": "NONE"},
-                use_dictionary=["source"],
-                write_statistics=["number"],
-            ) as writer:
+            with open_writer(part) as writer:
                 for group in _groups(job):
                     first = first or group[0]["number"]
                     rows += len(group)
@@ -187,7 +219,7 @@ def _groups(job: Job) -> Iterator[list[dict[str, Any]]]:
             ]
             group.append({"number": number, "source": source, "row": text, "images": images})
             size += len(text) + sum(len(image["bytes"] or b"") for image in images)
-            if len(group) == _GROUP_ROWS or size > _GROUP_BYTES:
+            if len(group) == GROUP_ROWS or size > GROUP_BYTES:
                 yield group
                 group, size = [], 0
     if group:
@@ -204,6 +236,9 @@ def _finish(folder: Path, file: Path, images: Images, split: Split | None, entri
     for path in folder.glob("rows-*.parquet"):
         if path.name not in names:
             path.unlink()
+    # A process that was killed leaves drafts.
+    for path in (*folder.glob(".rows-*.part"), *(folder / WORK).glob("*.rows")):
+        path.unlink()
     for path in (folder / WORK).glob("*.json"):
         if f"rows-{path.stem}.parquet" not in names:
             path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lit_vlaa.checks import UsageError
@@ -32,6 +33,18 @@ class Flags(argparse.ArgumentParser):
         if unknown or (rest and not rest[0].startswith("--")):
             self.error(f"unrecognized arguments: {' '.join(unknown or rest[:1])}")
         return given, rest
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of `--output-dir`, ahead of the work.
+
+    Raises:
+        UsageError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError([f"--output-dir {folder} cannot be made: {error.strerror}"]) from error
 
 
 def _dashed(word: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -54,12 +55,19 @@ def locate(root: Path, path: str) -> Path:
         path: As `relative_path` returns it.
 
     Raises:
-        ImageError: If there is no such file, or a symbolic link takes it out of the image root.
+        ImageError: If there is no such file, or a symbolic link takes it out of the image root; also if no file can
+            have such a name, or links lead in a circle.
     """
-    found = (root / relative_path(path)).resolve()
+    try:
+        found = (root / relative_path(path)).resolve()
+        there = found.is_file()
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno not in {errno.ENAMETOOLONG, errno.ELOOP}:
+            raise
+        found, there = root, False
     if not found.is_relative_to(root):
         raise ImageError("a link out of the image root; copy or bind-mount the images below it", f"{path!r} in {root}")
-    if not found.is_file():
+    if not there:
         raise ImageError("no such file below the image root", f"{path!r} in {root}")
     return found
 
@@ -141,6 +149,8 @@ def _opened(root: Path, path: str, max_pixels: int, content: bytes | None) -> It
                     "more pixels than max_image_pixels", f"{path!r}: {image.width}x{image.height} > {max_pixels}"
                 )
             yield image
+    except UnidentifiedImageError as error:  # whose own words hold an address in memory
+        raise ImageError("cannot be read", f"{path!r}: no {', '.join(_FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise

@@ -7,6 +7,7 @@ mapped into memory; an image is read by the number of its row, a few rows at a t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.images import ImageError
 from datamodules.rows import MAX_ROW_CHARS, BadRecord, iter_rows
@@ -38,6 +40,9 @@ SCHEMA = pa.schema(
 )
 MAX_IMAGE_BYTES = 256 << 20
 """Of one image's file."""
+GROUP_ROWS = 4
+GROUP_BYTES = 8 << 20
+"""Rows are read a group at a time, in the order of a shuffle, so groups stay small."""
 
 _NAME = re.compile(r"rows-\d{5,7}\.parquet")
 _MAX_GROUP_BYTES = 1 << 30
@@ -78,9 +83,30 @@ def is_shards(path: Path | str) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
+def stamp(path: Path) -> list[tuple[int, int]]:
+    """Size and time of change of a data file, or of all files of a folder of shards.
+
+    Raises:
+        BadRecord: If shards are not there as a whole.
+        OSError: If there is no such file.
+    """
+    names = [MANIFEST, *(name for name, _, _ in ShardSet.read(path).shards)] if is_shards(path) else [""]
+    stats = [(path / name).stat() for name in names]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
 def stamped(path: Path) -> Path:
-    """The file whose time of change tells that rows have changed."""
+    """The file that stands for all: of a folder of shards its manifest, which holds their checksums."""
     return path / MANIFEST if is_shards(path) else path
+
+
+def trouble_with(path: Path) -> str:
+    """Says why rows cannot be read from a path, to follow its name in a message; empty where they can be."""
+    if not path.exists():
+        return f"does not exist; seen from {Path.cwd()}"
+    if path.is_dir() and not is_shards(path):
+        return f"is a folder without {MANIFEST}; `lit-vlaa data convert` writes that at its end"
+    return ""
 
 
 def check_files(files: Mapping[str, str], image_root: Path) -> None:
@@ -97,12 +123,8 @@ def check_files(files: Mapping[str, str], image_root: Path) -> None:
     if not image_root.is_dir() and not (embedded and all(embedded)):
         raise FileNotFoundError(f"image_root={image_root} is no folder")
     for flag, file in files.items():
-        if Path(file).is_dir() and not is_shards(file):
-            raise FileNotFoundError(
-                f"{flag}={file} is a folder without {MANIFEST}; `lit-vlaa data convert` writes that at its end"
-            )
-        if not Path(file).exists():
-            raise FileNotFoundError(f"{flag}={file} does not exist; seen from {Path.cwd()}")
+        if trouble := trouble_with(Path(file)):
+            raise FileNotFoundError(f"{flag}={file} {trouble}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +160,25 @@ class ShardSet:
                 raise _bad(folder / name, 1, f"{found or 0} bytes instead of {size}", "copy it again, or convert again")
         return cls(folder, images, source, shards)
 
+    def verify(self) -> None:
+        """Compares each shard's SHA-256 with the manifest's, which takes as long as reading them.
+
+        Raises:
+            BadRecord: If one differs; the message names file and remedy.
+        """
+        facts = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        stated = {shard["file"]: shard.get("sha256") for shard in facts["shards"]}
+        total = sum(size for _, _, size in self.shards)
+        desc = f"checking {self.folder.name}"
+        with tqdm(total=total, desc=desc, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+            for name, _, size in self.shards:
+                path = self.folder / name
+                with path.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256")
+                if digest.hexdigest() != stated[name]:
+                    raise _bad(path, 1, "not the bytes that were written", "copy it again, or convert again")
+                bar.update(size)
+
     def rows(self) -> Iterator[RowAt]:
         """Reads the rows without their images.
 
@@ -147,7 +188,9 @@ class ShardSet:
         for name, count, _ in self.shards:
             path, at = self.folder / name, 0
             try:
-                for batch in _open(path).iter_batches(_ROWS_PER_READ, columns=["number", "row"], use_threads=False):
+                for batch in open_shard(path).iter_batches(
+                    _ROWS_PER_READ, columns=["number", "row"], use_threads=False
+                ):
                     for number, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                         at += 1
                         original = f"{self.source}:{number}"
@@ -189,7 +232,7 @@ class _Shard:
     """One shard, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
-        self._file = _open(path)
+        self._file = open_shard(path)
         metadata = self._file.metadata
         self._groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *(group.num_rows for group in self._groups)])
@@ -217,7 +260,7 @@ def _mapped(file: str, pid: int) -> _Shard | None:  # noqa: ARG001  (a forked wo
     return _Shard(path)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def open_shard(path: Path) -> pq.ParquetFile:
     """Maps a shard into memory.
 
     Raises:
@@ -227,6 +270,19 @@ def _open(path: Path) -> pq.ParquetFile:
     if not file.schema_arrow.equals(SCHEMA):
         raise OSError(f"its columns are not {SCHEMA.names} as `lit-vlaa data convert` writes them")
     return file
+
+
+def open_writer(path: Path) -> pq.ParquetWriter:
+    """Opens a shard to write, a row group at a time."""
+    return pq.ParquetWriter(
+        path,
+        SCHEMA,
+        # The bytes of images do not shrink, and uncompressed ones are read where they are mapped.
+        compression={"number": "zstd", "source": "zstd", "row": "zstd", "images.list.element.path": "zstd"}
+        | {"images.list.element.bytes": "NONE"},
+        use_dictionary=["source"],
+        write_statistics=["number"],
+    )
 
 
 def _object(path: Path, row: int, text: str | None) -> dict[str, Any] | BadRecord:

@@ -17,7 +17,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from datamodules.records import OnBadRecord, RecordReader, Split
-from datamodules.shards import stamped
+from datamodules.shards import ShardSet, is_shards, stamp
 from lit_vlaa.types import Record
 
 _FORMAT = 3
@@ -61,7 +61,8 @@ class RecordTable(Sequence[Record]):
         """Opens the table of a data file, and writes it first where there is none.
 
         Any number of processes may do so at once: a table appears whole, by renaming. One that lacks rows because their
-        images were missing is written anew, as the images may have come since.
+        images were missing is written anew, as the images may have come since. Checksums of shards are verified before
+        their table is written, and again when one of them has changed.
 
         Args:
             path: JSON array or JSON Lines, or a folder of shards.
@@ -123,6 +124,9 @@ class RecordTable(Sequence[Record]):
     @classmethod
     def _write(cls, reader: RecordReader, folders: list[Path], name: str) -> RecordTable:
         folder = _writable(folders)
+        if is_shards(reader.path):
+            # Once: the table's name tells that none of them has changed since.
+            ShardSet.read(reader.path).verify()
         draft = folder / f"{name}.{uuid.uuid4().hex}.tmp"
         note = draft.with_suffix(".note")
         try:
@@ -185,12 +189,10 @@ class RecordTable(Sequence[Record]):
 
 
 def _fingerprint(reader: RecordReader) -> str:
-    stat = stamped(reader.path).stat()
     facts = (
         _FORMAT,
         str(reader.path.resolve()),
-        stat.st_size,
-        stat.st_mtime_ns,
+        stamp(reader.path),
         reader.split,
         str(reader.image_root),
         reader.on_bad_record,

@@ -27,6 +27,8 @@ RUNS = {
 }
 """The commands of Lightning's Trainer, with what they do."""
 
+_INTERRUPTED = 130
+
 
 class Tool(NamedTuple):
     """A command beside the Trainer's: a function whose keyword parameters become flags."""
@@ -103,7 +105,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments after `lit-vlaa`; None takes those of the process.
 
     Returns:
-        The exit code: 0 when all went well, 1 when a run stopped itself, 2 when the arguments cannot work.
+        The exit code: 0 when all went well, 1 when a run stopped itself, 2 when the arguments cannot work, 130 after
+        Ctrl-C.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -112,14 +115,28 @@ def main(args: Sequence[str] | None = None) -> int:
         if os.environ.get("LIT_VLAA_DEBUG"):
             raise
         if error.local or _first_rank():
-            sys.stderr.writelines(f"lit-vlaa: error: {problem}\n" for problem in error.problems)
+            sys.stderr.writelines(f"lit-vlaa: error: {_plain(problem)}\n" for problem in error.problems)
         return 2
     except RunStoppedError as stopped:
         if _first_rank():
             sys.stderr.write(f"lit-vlaa: stopped: {stopped}\n")
         return 1
+    except KeyboardInterrupt:
+        if os.environ.get("LIT_VLAA_DEBUG"):
+            raise
+        if _first_rank():
+            sys.stderr.write("lit-vlaa: interrupted\n")
+        return _INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _plain(text: str) -> str:
+    """Escapes what a terminal would obey rather than show: messages quote data files and servers."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 def _first_rank() -> bool:

@@ -58,7 +58,7 @@ class LikelihoodModule(LightningModule):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what Lightning says of devices and of itself, and without a notice of PyTorch's to Lightning."""
+    """Without what Lightning says of devices and of itself, and PyTorch's notices to it and of few processors."""
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def worth_saying(record: logging.LogRecord) -> bool:
@@ -67,7 +67,8 @@ def quiet() -> Iterator[None]:
     log.addFilter(worth_saying)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+            for message in (r".*isinstance\(treespec, LeafSpec\)", "This DataLoader will create"):
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         log.removeFilter(worth_saying)

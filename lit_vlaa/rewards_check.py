@@ -19,7 +19,8 @@ from typing import Literal
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.records import normalise
-from datamodules.rows import BadRecord, iter_rows
+from datamodules.rows import BadRecord
+from datamodules.shards import rows_of, trouble_with
 from datamodules.sources import OTHER, SOURCES
 from lit_vlaa.prompts import format_response
 from lit_vlaa.protocols import Verifier
@@ -51,7 +52,7 @@ class Finding:
 
     problem: Problem
     row: int
-    """In the file, from 1."""
+    """In the original file, from 1."""
     detail: str
     """The verdict's status, or why the row cannot be read."""
     id: str = ""
@@ -81,7 +82,7 @@ def run(
     unrelated sentence. Images are not needed.
 
     Args:
-        data: Rows with ground truths: a JSON array or JSON Lines, as for `--data.data_file` with split grpo.
+        data: Rows with ground truths: a JSON array, JSON Lines or shards, as for `--data.data_file` with split grpo.
         kinds: Verifier kinds to check; null for all.
         sources: Sources to check; null for all.
         max_rows: Stop after this many rows of these kinds and sources; null for all.
@@ -96,8 +97,8 @@ def run(
         FileNotFoundError: If there is no such file.
         ValueError: If an argument is out of range, or no row is left to check.
     """
-    if not data.is_file():
-        raise FileNotFoundError(f"--data {data} does not exist; seen from {Path.cwd()}")
+    if trouble := trouble_with(data):
+        raise FileNotFoundError(f"--data {data} {trouble}")
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"--max-rows must be at least 1, got {max_rows}")
     if workers < 1:
@@ -136,13 +137,13 @@ def read(
     """
     records: list[Record] = []
     findings: list[Finding] = []
-    for number, row in iter_rows(data):
+    for at in rows_of(data):
         try:
-            if isinstance(row, BadRecord):
-                raise row
-            record = normalise(row, file=str(data), number=number, split="grpo")
+            if isinstance(at.value, BadRecord):
+                raise at.value
+            record = normalise(at.value, file=str(data), number=at.number, split="grpo", name=at.name)
         except BadRecord as error:
-            findings.append(Finding(problem="unreadable_row", row=number, detail=f"{error.field}: {error.reason}"))
+            findings.append(Finding(problem="unreadable_row", row=at.number, detail=f"{error.field}: {error.reason}"))
             continue
         if (kinds is None or record.kind in kinds) and (sources is None or record.source in sources):
             records.append(record)

@@ -20,14 +20,14 @@ class Known:
             file: Name of the other file, for messages.
         """
         self.file = file
-        self._ids: dict[str, int] = {}
+        self._ids: dict[bytes, int] = {}
         self._rows: dict[bytes, tuple[int, bytes]] = {}
         self._images: dict[bytes, int] = {}
 
     def add(self, facts: RowFacts) -> None:
         """Adds a row."""
-        if facts.id:
-            self._ids.setdefault(facts.id, facts.number)
+        if facts.id_key:
+            self._ids.setdefault(facts.id_key, facts.number)
         if facts.key:
             self._rows.setdefault(facts.key, (facts.number, facts.answer))
         for image in facts.images:
@@ -35,8 +35,8 @@ class Known:
 
     def repeats(self, facts: RowFacts) -> Iterator[tuple[str, str]]:
         """What a row has in common with an earlier one of its file."""
-        if facts.id in self._ids:
-            yield "duplicate_id", f"{facts.id!r}, first in row {self._ids[facts.id]}"
+        if facts.id_key in self._ids:
+            yield "duplicate_id", f"{facts.id!r}, first in row {self._ids[facts.id_key]}"
         if facts.key in self._rows:
             row, answer = self._rows[facts.key]
             yield "duplicate_row" if answer == facts.answer else "contradicting_row", f"as in row {row}"
@@ -53,8 +53,8 @@ class Known:
         leaked = sorted({self._images[image] for image in facts.images if image in self._images})
         if leaked:
             yield "leaked_image", f"{self.file}, row {leaked[0]}"
-        if facts.id in self._ids:
-            yield "shared_id", f"{facts.id!r}, {self.file}, row {self._ids[facts.id]}"
+        if facts.id_key in self._ids:
+            yield "shared_id", f"{facts.id!r}, {self.file}, row {self._ids[facts.id_key]}"
 
 
 class Duplicates:

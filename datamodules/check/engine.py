@@ -19,6 +19,7 @@ from datamodules.check.rows import RowChecker, RowFacts
 from datamodules.check.settings import Settings
 from datamodules.rows import BadRecord
 from datamodules.shards import RowAt, ShardSet, is_shards, rows_of
+from datamodules.workers import end_with
 from lit_vlaa.checks import UsageError
 
 _BATCH = 32
@@ -63,7 +64,7 @@ def looking(settings: Settings, processor: CountingProcessor | None, *, workers:
         workers,
         mp_context=multiprocessing.get_context("fork"),  # what was imported and loaded is shared
         initializer=_start,
-        initargs=(settings, processor, inside),
+        initargs=(settings, processor, inside, os.getpid()),
     )
 
     def there(rows: Iterator[RowAt], *, fingerprint: bool = False) -> Iterator[RowFacts]:
@@ -98,9 +99,10 @@ def _new_checker(settings: Settings, processor: CountingProcessor | None, *, ins
     return RowChecker(settings, processor, truths, inside=inside)
 
 
-def _start(settings: Settings, processor: CountingProcessor | None, inside: bool) -> None:
+def _start(settings: Settings, processor: CountingProcessor | None, inside: bool, parent: int) -> None:
     """Makes a worker of a fresh process. Ctrl-C is the parent's to answer."""
     global _checker  # noqa: PLW0603 - the executor offers no other place
+    end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _checker = _new_checker(settings, processor, inside=inside)

@@ -88,5 +88,6 @@ def _ridges(axis: Any, sources: list[Any], colour: str, limits: list[tuple[str, 
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=7)
+    axis.locator_params(axis="x", nbins=5, integer=True)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)

@@ -50,11 +50,14 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "file_broken": Problem(
             "error", "the file cannot be read from here on", "get it again: rows after this place were not looked at"
         ),
+        "no_rows": Problem(
+            "error", "no row that a run can use", "see the other findings, or whether this is the file that was meant"
+        ),
         "bad_row": _row("rows that are no JSON object"),
         "bad_id": _row("ids that cannot be used"),
         "bad_question": _row("questions that are missing, empty or no text"),
         "bad_image": _row("image fields that are no usable paths"),
-        "bad_verifier_type": _row("rows whose verifier is not known"),
+        "bad_verifier_type": _row("rows whose verifier is not known", f"write its verifier_type, or {_LEAVE}"),
         "bad_gt": _row("ground truths that cannot be used"),
         "bad_answer": _row("responses that cannot be learned"),
         "bad_meta": _row("meta that cannot be read"),
@@ -73,6 +76,11 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
             "error",
             "rows of a kind that nothing scores",
             "name its function by --model.verifiers, or leave such rows out with --data.kinds",
+        ),
+        "over_long": Problem(
+            "error",
+            "rows of more than a million characters, whose tokens were not counted",
+            "shorten or leave out the row",
         ),
         "over_context": Problem("error", "rows longer than the model's context", _SHORTEN),
         "truths_fail": Problem(

@@ -8,11 +8,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from datamodules.boxes import Box, Size, with_plain_truth
 from datamodules.check.images import SeenImage, by_name, digest_of, look_at
 from datamodules.check.parts import CountingProcessor, Truths
-from datamodules.check.settings import Settings
+from datamodules.check.settings import MOST_CHARS, Settings
 from datamodules.check.texts import has_cue, has_trace, odd_texts
 from datamodules.images import ImageError
 from datamodules.records import image_paths, normalise
@@ -24,6 +25,8 @@ from lit_vlaa.types import Record
 
 _KEPT_IMAGES = 4096
 _DIGEST_BYTES = 16
+_DETAIL_CHARS = 300
+"""Of what is quoted of a row: what is kept of it must not depend on how long hostile texts are."""
 _FIELDS = {"ds_answer": "bad_answer"}
 _VERDICTS = {"unparsable_truth": "truth_unparsable"}
 
@@ -35,7 +38,9 @@ class RowFacts:
     number: int
     """In the original file, from 1."""
     id: str = ""
-    """As the file gives it; empty for none."""
+    """As the file gives it, but no longer than can be shown; empty for none."""
+    id_key: bytes = b""
+    """Tells its id; empty for none."""
     source: str = ""
     kind: str = ""
     findings: tuple[tuple[str, str], ...] = ()
@@ -116,7 +121,7 @@ class RowChecker:
             seen = tuple(self._digest(path, content) for path, content in zip(paths, contents, strict=True))
             question = at.value.get("question")
             key = _key(question, seen) if isinstance(question, str) else b""
-            facts.append(RowFacts(at.number, id=_given_id(at), key=key, images=seen))
+            facts.append(RowFacts(at.number, **_given_id(at), key=key, images=seen))
         return facts
 
     def _row(self, at: RowAt) -> tuple[RowFacts, Record | None]:
@@ -129,9 +134,9 @@ class RowChecker:
         except BadRecord as error:
             source = "" if isinstance(at.value, BadRecord) else _source(at)
             name = _FIELDS.get(error.field, f"bad_{error.field}")
-            detail = str(error).removeprefix(f"{at.file}:{at.row}: ")
+            detail = str(error).removeprefix(f"{at.file}:{at.row}: ").removeprefix("row: ")
             return RowFacts(at.number, source=source, findings=((name, detail),)), None
-        facts = RowFacts(at.number, _given_id(at), record.source, record.kind)
+        facts = RowFacts(at.number, **_given_id(at), source=record.source, kind=record.kind)
         for used, name in ((settings.sources, record.source), (settings.kinds, record.kind)):
             if used is not None and name not in used:
                 facts.left_out = True
@@ -155,9 +160,12 @@ class RowChecker:
                 x1, y1, x2, y2 = json.loads(record.truth)
                 facts.box = (x1, y1, x2, y2), sizes[0]
             record = with_plain_truth(record, sizes, settings.truth_boxes)
-        if usable and self.processor is not None:
+        chars = len(record.question) + len(record.response or "")
+        if chars > MOST_CHARS:
+            findings.append(("over_long", f"{chars} characters"))
+        elif usable and self.processor is not None:
             findings += self._count(record, facts, sizes if looked else None)
-        facts.findings = tuple(findings)
+        facts.findings = tuple((problem, detail[:_DETAIL_CHARS]) for problem, detail in findings)
         return facts, record if usable else None
 
     @property
@@ -221,9 +229,16 @@ class RowChecker:
             return (b"",) * len(paths)  # an empty file, which cannot be decoded
 
 
-def _given_id(at: RowAt) -> str:
+def _id_of(at: RowAt) -> str:
     value = at.value.get("id") if isinstance(at.value, dict) else None
     return "" if value is None or isinstance(value, bool | list | dict) else str(value)
+
+
+def _given_id(at: RowAt) -> dict[str, Any]:
+    """The fields of a row's id; hostile ones may have any length."""
+    text = _id_of(at)
+    key = hashlib.blake2b(text.encode(errors="replace"), digest_size=_DIGEST_BYTES).digest() if text else b""
+    return {"id": text[:_DETAIL_CHARS], "id_key": key}
 
 
 def _source(at: RowAt) -> str:
@@ -232,7 +247,7 @@ def _source(at: RowAt) -> str:
         paths = image_paths(at.value, file=at.file, number=at.row) if isinstance(at.value, dict) else ()
     except BadRecord:
         paths = ()
-    return source_of(paths[0] if paths else "", _given_id(at))
+    return source_of(paths[0] if paths else "", _id_of(at))
 
 
 def _key(question: str, images: Sequence[bytes]) -> bytes:

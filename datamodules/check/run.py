@@ -21,6 +21,8 @@ from lit_vlaa.whole_files import replacing
 
 Note = Callable[[Finding], None]
 
+REPORTS = ("report.json", "report.md", "lengths.png")
+
 
 def ignore(finding: Finding) -> None:
     """Keeps no finding; they are counted all the same."""
@@ -74,14 +76,17 @@ def check(
 
 
 def write(report: Report, folder: Path) -> None:
-    """Writes `report.json`, `report.md` and, where tokens were counted, `lengths.png`."""
-    with replacing(folder / "report.json") as part:
+    """Writes the report and, where tokens were counted, the picture of lengths; that of an earlier check goes."""
+    numbers, text, picture = (folder / name for name in REPORTS)
+    with replacing(numbers) as part:
         part.write_text(json.dumps(report.numbers(), indent=1) + "\n", encoding="utf-8")
-    with replacing(folder / "report.md") as part:
+    with replacing(text) as part:
         part.write_text(report.markdown(), encoding="utf-8")
     figure = draw(report.summary)
-    if figure is not None:
-        with replacing(folder / "lengths.png") as part:
+    if figure is None:
+        picture.unlink(missing_ok=True)
+    else:
+        with replacing(picture) as part:
             figure.savefig(part, dpi=130, format="png")
 
 
@@ -106,9 +111,9 @@ def _look(
             for finding in summary.add(facts, [] if facts.left_out else duplicates(facts)):
                 note(finding)
             done()
-    last = summary.of_the_whole()
+    last = summary.of_the_whole(all_rows=rows.chosen is None)
     if rows.broken is not None:
-        broken = Finding("file_broken", rows.broken.row, f"{rows.broken.field}: {rows.broken.reason}")
+        broken = Finding("file_broken", rows.broken.row, rows.broken.reason)
         summary.note(broken)
         last.append(broken)
     for finding in last:

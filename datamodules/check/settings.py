@@ -16,6 +16,8 @@ from lit_vlaa.types import Kind
 
 MAX_IMAGE_PIXELS = 64_000_000
 """As the data module has it."""
+MOST_CHARS = 1 << 20
+"""Of a question and its response: more is too long for the models, and to cut it into tokens takes gigabytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

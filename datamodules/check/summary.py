@@ -68,6 +68,8 @@ class Summary:
         self.rows = 0
         self.left_out = 0
         """Rows of sources and kinds that the run does not use."""
+        self.unusable = 0
+        """Rows that a run stops at, or leaves out where it skips bad rows."""
         self.sources: defaultdict[str, Source] = defaultdict(Source)
         self.groups: defaultdict[str, Group] = defaultdict(Group)
         self._truths: Counter[str] = Counter()
@@ -87,6 +89,7 @@ class Summary:
         names = {finding.problem for finding in findings}
         own = self.sources[facts.source or "?"]
         own.rows += 1
+        self.unusable += any(PROBLEMS[name].skippable for name in names)
         own.bad += any(self._severity(name) == "error" or PROBLEMS[name].skippable for name in names)
         own.missing += "image_missing" in names
         own.duplicates += bool(names & {"duplicate_row", "contradicting_row"})
@@ -114,9 +117,15 @@ class Summary:
         if len(group.first) < FIRST_ROWS:
             group.first.append((finding.row, finding.detail))
 
-    def of_the_whole(self) -> list[Finding]:
-        """Findings that take all rows to see; to be called once, at the end."""
+    def of_the_whole(self, *, all_rows: bool) -> list[Finding]:
+        """Findings that take all rows to see; to be called once, at the end.
+
+        Args:
+            all_rows: Whether every row was looked at.
+        """
         found = []
+        if all_rows and self.unusable + self.left_out == self.rows:
+            found.append(Finding("no_rows", 0, self._none_usable()))
         most, window = self.settings.max_failed, self.settings.failed_window
         for kind, rows in sorted(self._truths.items()):
             failed = self._unparsable[kind]
@@ -131,6 +140,12 @@ class Summary:
         for finding in found:
             self.note(finding)
         return found
+
+    def _none_usable(self) -> str:
+        if not self.rows:
+            return "it is empty"
+        left = f", {self.left_out} of them left out by --data.sources and --data.kinds" if self.left_out else ""
+        return f"{self.rows} rows{left}"
 
     @property
     def counts(self) -> dict[str, int]:

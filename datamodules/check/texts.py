@@ -43,8 +43,8 @@ def has_trace(response: str) -> bool:
 
 
 def has_cue(response: str) -> bool:
-    """Whether a response's trace has an aha cue, as the paper looks for them."""
-    return any(count_cues(read_trace(response).thinking or "").values())
+    """Whether a response has an aha cue, as the paper and `lit-vlaa data select --aha` look for them."""
+    return any(count_cues(response).values())
 
 
 def _is_odd(char: str) -> bool:

@@ -11,16 +11,17 @@ from typing import Any, get_args
 
 from datamodules.check.parts import backbone_of, read_config
 from datamodules.check.problems import Finding, severity_of
-from datamodules.check.run import Note, check, ignore, line_of, write
+from datamodules.check.run import REPORTS, Note, check, ignore, line_of, write
 from datamodules.check.settings import MAX_IMAGE_PIXELS, Settings, of_config, with_context
-from datamodules.flags import Flags
+from datamodules.flags import Flags, make_folder
 from datamodules.records import Split
 from datamodules.rows import BadRecord
-from datamodules.shards import is_shards, rows_of
+from datamodules.shards import rows_of, trouble_with
 from lit_vlaa.checks import UsageError
 from lit_vlaa.whole_files import replacing
 
 INTERRUPTED = 130
+PROBLEMS = "problems.jsonl"
 
 
 def run(words: Sequence[str]) -> int:
@@ -42,7 +43,7 @@ def run(words: Sequence[str]) -> int:
         raise UsageError([f"--max-image-pixels must be at least 1, got {given.max_image_pixels}"])
     try:
         file, settings = _settings(given)
-        folder = _folder(given.output_dir, file)
+        folder = _folder(given.output_dir, [file, *given.against])
         with _problems_file(folder, settings) as note:
             report = check(file, settings, workers=given.workers, against=given.against, note=note)
         if folder is not None:
@@ -91,7 +92,7 @@ def _flags() -> Flags:
         help="configuration of the stage that the rows are for, as for `lit-vlaa fit`: its processor counts tokens",
     )
     add("--workers", type=int, default=2, metavar="N", help="processes that look at rows (default: 2)")
-    add("--output-dir", type=Path, help="folder for problems.jsonl, report.json, report.md and lengths.png")
+    add("--output-dir", type=Path, help=f"folder for {PROBLEMS}, report.json, report.md and lengths.png")
     add(
         "--max-image-pixels",
         type=int,
@@ -112,7 +113,8 @@ def _settings(given: Any) -> tuple[Path, Settings]:
     if file is None:
         raise UsageError(["--data-file is missing: name the file to check, or a --config that does"])
     for flag, path in (("--data-file", file), *(("--against", other) for other in given.against)):
-        _look_for(flag, path)
+        if trouble := trouble_with(path):
+            raise UsageError([f"{flag} {path} {trouble}"])
     if config is None:
         split = given.split or _split_of(file)
         settings = Settings(split=split, image_root=None, backbone=backbone_of(None))
@@ -121,20 +123,14 @@ def _settings(given: Any) -> tuple[Path, Settings]:
         settings = replace(settings, split=given.split or settings.split)
     root = given.image_root.expanduser().resolve() if given.image_root else settings.image_root
     if root is not None and not root.is_dir():
-        raise UsageError([f"--image-root {root} is no folder"])
+        origin = "" if given.image_root else ", as --config has it; give another"
+        raise UsageError([f"--image-root {root} is no folder{origin}"])
     pixels = given.max_image_pixels or settings.max_image_pixels
     return file, replace(settings, image_root=root, max_image_pixels=pixels, fast=given.fast)
 
 
 def _optional(path: str | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _look_for(flag: str, path: Path) -> None:
-    if path.is_dir() and not is_shards(path):
-        raise UsageError([f"{flag} {path} is a folder that `lit-vlaa data convert` did not finish"])
-    if not path.exists():
-        raise UsageError([f"{flag} {path} does not exist; seen from {Path.cwd()}"])
 
 
 def _split_of(file: Path) -> Split:
@@ -145,9 +141,13 @@ def _split_of(file: Path) -> Split:
     return "sft"
 
 
-def _folder(folder: Path | None, file: Path) -> Path | None:
-    if folder is not None and file.resolve().is_relative_to(folder.resolve()) and file.name == "problems.jsonl":
-        raise UsageError([f"--output-dir {folder} would overwrite --data-file; give another folder"])
+def _folder(folder: Path | None, files: Sequence[Path]) -> Path | None:
+    """Makes the folder to write to, ahead of the work."""
+    if folder is None:
+        return None
+    make_folder(folder)
+    if taken := {folder.resolve() / name for name in (PROBLEMS, *REPORTS)} & {file.resolve() for file in files}:
+        raise UsageError([f"--output-dir {folder} would overwrite {taken.pop()}; give another folder"])
     return folder
 
 
@@ -157,7 +157,7 @@ def _problems_file(folder: Path | None, settings: Settings) -> Iterator[Note]:
     if folder is None:
         yield ignore
         return
-    with replacing(folder / "problems.jsonl") as part, part.open("w", encoding="ascii", newline="\n") as stream:
+    with replacing(folder / PROBLEMS) as part, part.open("w", encoding="ascii", newline="\n") as stream:
 
         def note(finding: Finding) -> None:
             stream.write(line_of(finding, severity_of(finding.problem, skips=settings.skips)))

@@ -45,7 +45,7 @@ class Unpacked:
     files: int = 0
     total_bytes: int = 0
     skipped: int = 0
-    """Files that were left in it: those of desktops, those that are no images, those without a place."""
+    """Files that were left in it: those of desktops, those that are no images, those that `place` leaves out."""
 
 
 class Bar(Protocol):
@@ -89,9 +89,11 @@ def unpack(
             entries += 1
             if entries > limits.files:
                 raise ArchiveError(archive, member.name, f"it holds more than {limits.files} entries")
+            announced = max(announced, member.start)
             _check_ratio(archive, member, announced, limits)
-            _check_sizes(archive, member, announced, limits)
+            _check_total(archive, member, announced, limits)
             announced += member.size
+            bar.update(max(member.packed() - bar.n, 0))
             parts = _parts(archive, member.name)
             if member.problem:
                 raise ArchiveError(archive, member.name, member.problem)
@@ -101,12 +103,14 @@ def unpack(
             if where is None:
                 done.skipped += 1
                 continue
+            if member.size > limits.file_bytes:
+                reason = f"{member.size} bytes are more than {limits.file_bytes} for one file"
+                raise ArchiveError(archive, member.name, reason)
             _check_name(archive, member.name, where, seen)
             target = into.joinpath(*where.split("/"))
             target.parent.mkdir(parents=True, exist_ok=True)
             done.total_bytes += _write(archive, member, target, announced - member.size, limits)
             done.files += 1
-            bar.update(member.packed() - bar.n)
     return done
 
 
@@ -146,9 +150,9 @@ def _write(archive: Path, member: Member, target: Path, before: int, limits: Lim
     return size
 
 
-def _check_sizes(archive: Path, member: Member, before: int, limits: Limits) -> None:
-    if not 0 <= member.size <= limits.file_bytes:
-        raise ArchiveError(archive, member.name, f"{member.size} bytes are more than {limits.file_bytes} for one file")
+def _check_total(archive: Path, member: Member, before: int, limits: Limits) -> None:
+    if member.size < 0:
+        raise ArchiveError(archive, member.name, f"a size of {member.size} bytes")
     if before + member.size > limits.total_bytes:
         raise ArchiveError(
             archive, member.name, f"more than {limits.total_bytes / 1e9:g} GB in all (--max-unpacked-gb)"

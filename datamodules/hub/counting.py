@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.hub.archives import spelling
 from datamodules.hub.places import OWN_SITES, Split, used_by
@@ -20,42 +23,43 @@ class Count:
     """What the rows of one source ask for, and what is there."""
 
     rows: dict[Split, int] = field(default_factory=dict)
-    asked: int = 0
-    """Images, each counted once however many rows show it."""
+    asked: dict[str, None] = field(default_factory=dict)
+    """Paths of images below the image root in the rows' order, each once however many rows show it."""
     missing: int = 0
     named: list[str] = field(default_factory=list)
     """The first few that are missing, with the spelling that is there instead where there is one."""
 
 
-def count(files: Mapping[Split, Path], image_root: Path, sources: Sequence[str]) -> dict[str, Count]:
-    """Counts rows and images by source; `other` holds rows of no known source.
+def read(files: Mapping[Split, Path], sources: Sequence[str]) -> dict[str, Count]:
+    """Counts rows by source and notes their images.
 
     Args:
         files: Split files.
-        image_root: Folder of the images.
-        sources: Sources to look at, `other` among them.
+        sources: Sources to look at.
 
     Raises:
         BadRecord: If a file breaks off.
     """
     counts = {source: Count() for source in sources}
-    asked: dict[str, dict[str, None]] = {source: {} for source in sources}
     for split, file in files.items():
-        for _, row in iter_rows(file):
+        for _, row in tqdm(iter_rows(file), desc=f"reading {file.name}", unit=" rows", disable=None):
             images = [] if isinstance(row, BadRecord) else _images(row.get("image"))
             name = "" if isinstance(row, BadRecord) else str(row.get("id", ""))
             source = source_of(images[0] if images else "", name)
             if source in counts:
                 counts[source].rows[split] = counts[source].rows.get(split, 0) + 1
-                asked[source].update(dict.fromkeys(images))
-    for source, images_of in asked.items():
-        counts[source].asked = len(images_of)
-        for image in images_of:
-            if not (image_root / image).is_file():
-                counts[source].missing += 1
-                if len(counts[source].named) < _NAMED:
-                    counts[source].named.append(_missing(image_root / image, image))
+                counts[source].asked.update(dict.fromkeys(images))
     return counts
+
+
+def look(counts: Mapping[str, Count], image_root: Path) -> None:
+    """Looks which of the images that rows ask for are there."""
+    for found in counts.values():
+        for image in found.asked:
+            if not os.path.isfile(image_root / image):  # noqa: PTH113  (a name too long for a file is none)
+                found.missing += 1
+                if len(found.named) < _NAMED:
+                    found.named.append(_missing(image_root / image, image))
 
 
 def _images(value: object) -> list[str]:
@@ -72,9 +76,10 @@ def _images(value: object) -> list[str]:
 def _missing(path: Path, asked: str) -> str:
     """Names a missing image, and the file that is there under another spelling."""
     if not path.parent.is_dir():
-        return asked
+        return ascii(asked)[1:-1]
     same = [other.name for other in path.parent.iterdir() if spelling(other.name) == spelling(path.name)]
-    return f"{asked} (there is {same[0]!a})" if same else asked
+    # A row may hold anything, what a terminal obeys too.
+    return ascii(asked)[1:-1] + (f" (there is {same[0]!a})" if same else "")
 
 
 def table(counts: Mapping[str, Count], splits: Sequence[Split]) -> list[str]:
@@ -83,7 +88,8 @@ def table(counts: Mapping[str, Count], splits: Sequence[Split]) -> list[str]:
     rows = [head]
     for name, found in counts.items():
         cells = [f"{n:,}" for split in splits for n in (found.rows.get(split, 0), used_by(split, SOURCES[name]))]
-        numbers = (found.asked, found.asked - found.missing, found.missing)
+        asked = len(found.asked)
+        numbers = (asked, asked - found.missing, found.missing)
         rows.append([name, *cells, *(f"{n:,}" for n in numbers)])
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     return [
@@ -102,6 +108,10 @@ def remarks(counts: Mapping[str, Count], splits: Sequence[Split]) -> Iterator[st
             if found.rows.get(split, 0) != used_by(split, SOURCES[name]):
                 yield f"{name}: {found.rows.get(split, 0)} {split} rows, {used_by(split, SOURCES[name])} in the paper"
         if found.missing:
-            remedy = f"give --{name} PATH" if name in OWN_SITES else f"remove images/{name} and run the command again"
+            remedy = (
+                f"give --{name} PATH with them"
+                if name in OWN_SITES
+                else f"remove images/{name} and run the command again"
+            )
             more = ", ..." if found.missing > len(found.named) else ""
             yield f"{name}: {found.missing} images missing: {', '.join(found.named)}{more}; {remedy}"

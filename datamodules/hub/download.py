@@ -6,31 +6,22 @@ from which commit) and `.lit_vlaa_download` (parts of downloads, and a note for 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.flags import Flags
+from datamodules.disk import explain
 from datamodules.hub.archives import Limits
-from datamodules.hub.counting import count, remarks, table
-from datamodules.hub.filling import Filler
-from datamodules.hub.members import is_archive
-from datamodules.hub.places import (
-    OWN_SITES,
-    REPOSITORY,
-    SPLIT_FILES,
-    UNUSED,
-    Split,
-    archive_of,
-    used_by,
-)
-from datamodules.hub.remote import RemoteFile, Repository
+from datamodules.hub.counting import look, read, remarks, table
+from datamodules.hub.filling import Filler, Folders
+from datamodules.hub.options import check_own, parser, sources_of
+from datamodules.hub.places import OWN_SITES, SPLIT_FILES, Split, archive_of, used_by
+from datamodules.hub.remote import AGAIN, RemoteFile, Repository
 from datamodules.sources import SOURCES
 from lit_vlaa.checks import UsageError
 from lit_vlaa.whole_files import replacing
@@ -39,6 +30,9 @@ _STATE = ".lit_vlaa_download"
 _UNPACKED = 1.1
 """Bytes on the disk for each byte of an archive of images, which hardly shrink."""
 _SPARE = 1 << 30
+_OWN_IMAGE = 200_000
+"""Bytes of a picture of COCO or VisualGenome, which have 160,000 and 140,000 on average."""
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Plan:
     archives: dict[str, RemoteFile]
     """Archives on the Hub by source, those that are not unpacked yet."""
     own: list[tuple[str, Path]]
-    """Archives and folders of the user's, with their source."""
+    """Archives and folders of the user's, with their source; which of their images are lacking is known later."""
     needed: int
     """Free bytes that this takes."""
 
@@ -62,16 +56,16 @@ def run(words: Sequence[str]) -> int:
         words: What follows `lit-vlaa data download`.
 
     Returns:
-        0 when all images that the rows ask for are there, 1 when some are missing.
+        0 when all images that the rows ask for are there, 1 when some are missing, 130 when interrupted.
 
     Raises:
         UsageError: If it cannot work, with the remedy.
     """
-    options = _parser().read(words)
+    options = parser().read(words)
     splits: list[Split] = [*SPLIT_FILES] if "all" in options.split else list(dict.fromkeys(options.split))
-    sources = _sources(options.sources, splits)
+    sources = sources_of(options.sources, splits)
     own = [(name, Path(path)) for name in OWN_SITES for path in (getattr(options, name) or ())]
-    _check_own(own, sources)
+    check_own(own, sources)
     root: Path = options.output_dir
     filler = Filler(
         root=root,
@@ -88,92 +82,25 @@ def run(words: Sequence[str]) -> int:
         if options.dry_run:
             return 0
         with _alone(root):
-            _carry_out(repository, plan, filler, keep_archives=options.keep_archives)
+            for file in plan.files:
+                repository.fetch(file, root / file.path, state=root)
             _note(repository, root, splits)
-        counts = count({split: root / SPLIT_FILES[split] for split in splits}, filler.images, sources)
+            counts = read({split: root / SPLIT_FILES[split] for split in splits}, sources)
+            asked = dict.fromkeys(image for found in counts.values() for image in found.asked)
+            _fill(repository, plan, filler, asked, keep_archives=options.keep_archives)
+        look(counts, filler.images)
         sys.stdout.writelines(f"{line}\n" for line in (*table(counts, splits), *remarks(counts, splits)))
         return int(any(found.missing for found in counts.values()))
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise UsageError([f"no space left on the disk of --output-dir {root}; {_FREE}"]) from error
-        raise UsageError([str(error)]) from error
+    except KeyboardInterrupt:
+        _say(f"lit-vlaa: interrupted; {AGAIN}")
+        return _INTERRUPTED
+    except ValueError as error:
+        raise UsageError([" ".join(str(error).split())]) from error
+    except OSError as error:
+        raise UsageError([explain(error, root, remedy=_FREE)]) from error
 
 
-_FREE = "free some, or choose fewer --sources, and run the same command again: it goes on where it stopped"
-
-
-def _parser() -> Flags:
-    parser = Flags(
-        prog="lit-vlaa data download",
-        description="Downloads VLAA-Thinking from the Hub, checks and unpacks it, and counts what is there. A command "
-        "that was stopped goes on where it was. HF_ENDPOINT names a mirror, HF_TOKEN a token.",
-    )
-    parser.add_argument("--output-dir", type=Path, required=True, help="The folder to write to.")
-    parser.add_argument(
-        "--split", nargs="+", choices=[*SPLIT_FILES, "all"], default=["all"], help="Split files to get (default: all)."
-    )
-    parser.add_argument(
-        "--sources",
-        nargs="+",
-        metavar="SOURCE",
-        help=f"Sources whose images to get, of {', '.join(SOURCES)} (default: all that the splits use).",
-    )
-    parser.add_argument("--repo", default=REPOSITORY, help="Data set on the Hub (default: %(default)s).")
-    parser.add_argument("--revision", help="Branch, tag or commit of it (default: the main branch).")
-    parser.add_argument(
-        "--coco",
-        nargs="+",
-        metavar="PATH",
-        help="COCO's train2017 pictures, which the Hub does not have: zip or tar files, or folders.",
-    )
-    parser.add_argument(
-        "--vg",
-        nargs="+",
-        metavar="PATH",
-        help="VisualGenome's pictures (VG_100K and VG_100K_2): zip or tar files, or folders.",
-    )
-    parser.add_argument(
-        "--folders",
-        choices=["link", "copy"],
-        default="link",
-        help="How pictures of folders given by --coco and --vg come here: as hard links, or copied (default: link).",
-    )
-    parser.add_argument("--keep-archives", action="store_true", help="Keep the Hub's archives after unpacking them.")
-    parser.add_argument(
-        "--max-unpacked-gb",
-        type=float,
-        default=100.0,
-        metavar="GB",
-        help="Refuse an archive that unpacks to more than this (default: %(default)s).",
-    )
-    parser.add_argument(
-        "--other-files",
-        choices=["refuse", "skip"],
-        default="refuse",
-        help="Whether a file that is no picture makes its archive refused, or is left in it (default: refuse).",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="Say what would be done, and stop.")
-    return parser
-
-
-def _sources(given: Sequence[str] | None, splits: Sequence[Split]) -> list[str]:
-    if given is None:
-        return [name for name, source in SOURCES.items() if any(used_by(split, source) for split in splits)]
-    if UNUSED in given:
-        raise UsageError([f"--sources {UNUSED}: no row of VLAA-Thinking uses these images; leave it out"])
-    if unknown := sorted(set(given) - set(SOURCES)):
-        raise UsageError([f"--sources names {unknown}; known are {list(SOURCES)}"])
-    return [name for name in SOURCES if name in given]
-
-
-def _check_own(own: Sequence[tuple[str, Path]], sources: Sequence[str]) -> None:
-    for name, path in own:
-        if name not in sources:
-            raise UsageError([f"--{name} {path} is of no use while --sources leaves {name} out"])
-        if not path.exists():
-            raise UsageError([f"--{name} {path} does not exist; seen from {Path.cwd()}"])
-        if path.is_file() and not is_archive(path):
-            raise UsageError([f"--{name} {path} is neither a folder nor a zip, a tar or a tar in gzip"])
+_FREE = "choose fewer --sources, and run the same command again: it goes on where it stopped"
 
 
 def _plan(
@@ -199,29 +126,43 @@ def _plan(
     wanted = [repository.files[name] for name in files]
     wanted = [file for file in wanted if not _here(file, filler.root / file.path)]
     archives = {}
-    for name, path in names.items():
-        if filler.done(SOURCES[name], path, sha256=repository.files[path].checksum):
+    for name, remote in names.items():
+        if filler.done(SOURCES[name], remote, repository.files[remote].checksum):
             continue
         if filler.kept(SOURCES[name]):
             _say(f"images/{name} was not unpacked here and stays as it is")
             continue
-        archives[name] = repository.files[path]
-    todo = [(name, path) for name, path in own if path.is_dir() or not filler.done(SOURCES[name], path.name, path=path)]
-    to_come = [repository.to_come(file, state=filler.root) for file in archives.values()]
-    packed = sum(to_come) if keep_archives else max(to_come, default=0)
-    unpacked = sum(file.size for file in archives.values()) + sum(_size(path, filler.folders) for _, path in todo)
+        archives[name] = repository.files[remote]
+    to_come = []
+    for file in archives.values():
+        path = _packed(filler.root, file, keep_archives=keep_archives)
+        whole = path.is_file() and path.stat().st_size == file.size
+        to_come.append(0 if whole else repository.to_come(file, state=filler.root))
+    at_once = sum(to_come) if keep_archives else max(to_come, default=0)
+    unpacked = int(_UNPACKED * sum(file.size for file in archives.values()))
     files_to_come = sum(repository.to_come(file, state=filler.root) for file in wanted)
-    return Plan(wanted, archives, todo, files_to_come + packed + int(_UNPACKED * unpacked))
+    return Plan(wanted, archives, [*own], files_to_come + at_once + unpacked + _own_size(own, splits, filler.folders))
+
+
+def _packed(root: Path, file: RemoteFile, *, keep_archives: bool) -> Path:
+    """Where an archive of the Hub lies until it is unpacked, or for good."""
+    return (root / "archives" if keep_archives else root / _STATE) / Path(file.path).name
 
 
 def _here(file: RemoteFile, path: Path) -> bool:
     return path.is_file() and file.matches(path)
 
 
-def _size(path: Path, folders: str) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if folders == "copy" else 0
+def _own_size(own: Sequence[tuple[str, Path]], splits: Sequence[Split], folders: Folders) -> int:
+    """About how much the images of the user's take: of what is given no more than the rows can ask for."""
+    most = {name: _OWN_IMAGE * sum(used_by(split, SOURCES[name]) for split in splits) for name, _ in own}
+    given = dict.fromkeys(most, 0)
+    for name, path in own:
+        if path.is_file():
+            given[name] += int(_UNPACKED * path.stat().st_size)
+        elif folders == "copy":
+            given[name] += most[name]
+    return sum(min(given[name], most[name]) for name in most)
 
 
 def _show(repository: Repository, plan: Plan, root: Path) -> None:
@@ -229,7 +170,7 @@ def _show(repository: Repository, plan: Plan, root: Path) -> None:
     for file in (*plan.files, *plan.archives.values()):
         _say(f"  {file.path}: {file.size / 1e6:,.1f} MB to download")
     for name, path in plan.own:
-        _say(f"  {name}: {'pictures' if path.is_dir() else 'archive'} {path}")
+        _say(f"  {name}: the images that rows ask for, from {path}")
     if not (plan.files or plan.archives or plan.own):
         _say("  nothing to do")
 
@@ -247,7 +188,10 @@ def _check_disk(plan: Plan, root: Path) -> None:
     spare = _SPARE if plan.needed else 0
     _say(f"  disk: about {plan.needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
     if plan.needed + spare > free:
-        numbers = f"about {(plan.needed + spare) / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
+        numbers = (
+            f"about {(plan.needed + spare) / 1e9:.1f} GB are needed ({spare / 1e9:.1f} of them to spare) "
+            f"and {free / 1e9:.1f} GB are free"
+        )
         raise UsageError([f"--output-dir {root}: {numbers}; free some, choose another folder or fewer --sources"])
 
 
@@ -263,22 +207,23 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _carry_out(repository: Repository, plan: Plan, filler: Filler, *, keep_archives: bool) -> None:
-    state = filler.root / _STATE
-    for file in plan.files:
-        repository.fetch(file, filler.root / file.path, state=filler.root)
+def _fill(
+    repository: Repository, plan: Plan, filler: Filler, asked: Mapping[str, None], *, keep_archives: bool
+) -> None:
+    """Brings the images; first those of the user's, of which it shows soon whether they are the right ones."""
+    for name, path in plan.own:
+        of_source = {image: None for image in asked if image.startswith(SOURCES[name].folders)}
+        if path.is_dir():
+            filler.adopt(SOURCES[name], path, of_source)
+        else:
+            filler.pick(SOURCES[name], path, of_source)
     for name, file in plan.archives.items():
-        packed = filler.root / "archives" / Path(file.path).name if keep_archives else state / Path(file.path).name
+        packed = _packed(filler.root, file, keep_archives=keep_archives)
         if not _here(file, packed):
             repository.fetch(file, packed, state=filler.root)
-        filler.unpack(SOURCES[name], packed, file.path, sha256=file.checksum)
+        filler.unpack(SOURCES[name], packed, file.path, file.checksum)
         if not keep_archives:
             packed.unlink()
-    for name, path in plan.own:
-        if path.is_dir():
-            filler.adopt(SOURCES[name], path)
-        else:
-            filler.unpack(SOURCES[name], path, path.name)
 
 
 def _note(repository: Repository, root: Path, splits: Sequence[Split]) -> None:

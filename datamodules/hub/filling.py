@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +15,6 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.hub.archives import Limits, OtherFiles, unpack
 from datamodules.hub.places import Marker, image_files, placing
-from datamodules.hub.remote import sha256_of
 from datamodules.sources import Source
 from lit_vlaa.whole_files import hidden, put_in_place, remove
 
@@ -40,22 +41,17 @@ class Filler:
         """The image root."""
         return self.root / "images"
 
-    def done(self, source: Source, archive: str, *, sha256: str | None = None, path: Path | None = None) -> bool:
-        """Whether an archive needs no unpacking.
+    def done(self, source: Source, archive: str, sha256: str) -> bool:
+        """Whether an archive of the Hub needs no unpacking.
 
         Args:
             source: Whose images it holds.
             archive: Its name.
-            sha256: Its checksum, where the Hub states it.
-            path: The file, where it is the user's: size and time of change tell then.
+            sha256: Its checksum.
         """
         marker = Marker.read(self._marker(source, archive))
-        if marker is None or not all((self.images / folder).is_dir() for folder in marker.folders):
-            return False
-        if path is not None:
-            stat = path.stat()
-            return (marker.bytes, marker.modified) == (stat.st_size, stat.st_mtime_ns)
-        return marker.sha256 == sha256
+        whole = marker is not None and all((self.images / folder).is_dir() for folder in marker.folders)
+        return whole and marker is not None and marker.sha256 == sha256
 
     def kept(self, source: Source) -> list[str]:
         """Folders of a source that are there and were not made here: they stay as they are."""
@@ -65,23 +61,19 @@ class Filler:
             ours.update(marker.folders if marker else ())
         return [name for name in source.folders if name not in ours and (self.images / name).is_dir()]
 
-    def unpack(self, source: Source, archive: Path, name: str, *, sha256: str | None = None) -> None:
-        """Unpacks one archive, puts its folders in place, and notes that.
+    def unpack(self, source: Source, archive: Path, name: str, sha256: str) -> None:
+        """Unpacks one archive of the Hub, puts its folders in place, and notes that.
 
         Args:
             source: Whose images it holds.
             archive: The file.
             name: What the note calls it.
-            sha256: Its checksum if it is known.
+            sha256: Its checksum.
 
         Raises:
             ArchiveError: If the archive is refused; nothing of it is left.
             OSError: If something cannot be written; nothing of the archive is left.
         """
-        stat = archive.stat()
-        if sha256 is None:
-            with self._bar(f"reading {archive.name}", stat.st_size) as bar:
-                sha256 = sha256_of(archive, told=bar.update)
         kept = self.kept(source)
         place = placing(source)
 
@@ -89,54 +81,106 @@ class Filler:
             found = place(parts)
             return None if found.startswith(tuple(f"{folder}/" for folder in kept)) else found
 
-        staging = self._staging(source, name)
-        try:
-            with self._bar(f"unpacking {archive.name}", stat.st_size) as bar:
+        with self._staging(source, name) as staging:
+            with self._bar(archive) as bar:
                 done = unpack(archive, staging, place=where, limits=self.limits, other_files=self.other_files, bar=bar)
             folders = tuple(folder for folder in source.folders if (staging / folder).is_dir())
             self._put(staging, folders)
-        finally:
-            remove(staging)
-        Marker(
-            archive=name,
-            sha256=sha256,
-            bytes=stat.st_size,
-            modified=stat.st_mtime_ns,
-            folders=folders,
-            files=done.files,
-            unpacked_bytes=done.total_bytes,
-        ).write(self._marker(source, name))
-        left = f", {done.skipped} other files left out" if done.skipped else ""
-        self.say(f"{name}: {done.files} images, {done.total_bytes / 1e9:.2f} GB{left}")
+        Marker(archive=name, sha256=sha256, folders=folders, files=done.files, unpacked_bytes=done.total_bytes).write(
+            self._marker(source, name)
+        )
+        left = f", {done.skipped:,} other files left out" if done.skipped else ""
+        self.say(f"{name}: {done.files:,} images, {done.total_bytes / 1e9:.2f} GB{left}")
 
-    def adopt(self, source: Source, folder: Path) -> None:
-        """Links or copies the images of the user's own folder.
+    def pick(self, source: Source, archive: Path, asked: Collection[str]) -> None:
+        """Unpacks of an archive of the user's what rows ask for and is not there yet.
+
+        Args:
+            source: Whose images it holds.
+            archive: The file.
+            asked: Images below the image root.
 
         Raises:
-            ValueError: If an image has no place, or links cannot be made.
+            ArchiveError: If the archive is refused; nothing of it is left.
+            OSError: If something cannot be written; an image that is there is whole.
+        """
+        new = self._lacking(asked)
+        if not new:
+            self.say(f"{archive}: not needed, all {len(asked):,} images of {source.name} are there")
+            return
+        place = placing(source)
+
+        def where(parts: tuple[str, ...]) -> str | None:
+            with suppress(ValueError):
+                return found if (found := place(parts)) in new else None
+            return None
+
+        with self._staging(source, archive.name) as staging:
+            with self._bar(archive) as bar:
+                done = unpack(archive, staging, place=where, limits=self.limits, other_files="skip", bar=bar)
+            os.sync()
+            for path in sorted(staging.rglob("*")):
+                if path.is_file():
+                    target = self.images / path.relative_to(staging)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(target)
+        self.say(
+            f"{archive}: {done.files:,} of the {len(new):,} images that were lacking, {done.total_bytes / 1e9:.2f} GB; "
+            f"{done.skipped:,} other files left in it"
+        )
+
+    def adopt(self, source: Source, folder: Path, asked: Collection[str]) -> None:
+        """Links or copies what rows ask for, and is not there yet, from the user's own folder.
+
+        Args:
+            source: Whose images it holds.
+            folder: The folder.
+            asked: Images below the image root.
+
+        Raises:
+            ValueError: If links cannot be made.
             OSError: If something cannot be written.
         """
-        found = image_files(folder, source)
-        if not found:
-            raise ValueError(f"--{source.name} {folder} holds no image (or its archive has to be named instead)")
-        new = [(path, place) for path, place in found if not (self.images / place).exists()]
-        for path, place in tqdm(new, desc=f"{source.name} from {folder}", unit="image", disable=None):
+        new, others = self._lacking(asked), 0
+        if not new:
+            self.say(f"{folder}: not needed, all {len(asked):,} images of {source.name} are there")
+            return
+        found: dict[str, Path] = {}
+        for path, place in tqdm(image_files(folder, source), desc=f"looking through {folder}", unit="", disable=None):
+            if place in new:
+                found.setdefault(place, path)
+            else:
+                others += place not in asked
+        verb = "linked" if self.folders == "link" else "copied"
+        for place, path in tqdm(found.items(), desc=f"{source.name} from {folder}", unit=" images", disable=None):
             target = self.images / place
             target.parent.mkdir(parents=True, exist_ok=True)
+            part = hidden(target)
+            remove(part)
             if self.folders == "link":
-                try:
-                    os.link(path.resolve(), target)
-                except OSError as error:
-                    raise ValueError(
-                        f"--{source.name} {folder}: hard links cannot be made ({error.strerror}); the folder must lie "
-                        "on the file system of --output-dir, or give --folders copy"
-                    ) from error
+                self._link(source, folder, path, part)
             else:
-                part = hidden(target)
                 shutil.copyfile(path, part)
-                part.replace(target)
-        verb = "linked" if self.folders == "link" else "copied"
-        self.say(f"{folder}: {len(new)} images {verb}, {len(found) - len(new)} were there")
+            part.replace(target)
+        self.say(
+            f"{folder}: {len(found):,} of the {len(new):,} images that were lacking, {verb}; "
+            f"{others:,} others left in it"
+        )
+
+    def _link(self, source: Source, folder: Path, path: Path, target: Path) -> None:
+        try:
+            os.link(path.resolve(), target)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise ValueError(
+                f"--{source.name} {folder}: hard links cannot be made ({error.strerror}); the folder must lie "
+                "on the file system of --output-dir and be yours, or give --folders copy"
+            ) from error
+
+    def _lacking(self, asked: Collection[str]) -> set[str]:
+        """Those of some images that are not there."""
+        return {image for image in asked if not os.path.isfile(self.images / image)}  # noqa: PTH113  (never raises)
 
     def _put(self, staging: Path, folders: Sequence[str]) -> None:
         """Renames the unpacked folders into place, after their files are on the disk."""
@@ -146,18 +190,24 @@ class Filler:
             target.parent.mkdir(parents=True, exist_ok=True)
             put_in_place(staging / folder, target)
 
-    def _staging(self, source: Source, name: str) -> Path:
+    @contextmanager
+    def _staging(self, source: Source, name: str) -> Iterator[Path]:
         """An empty folder on the same file system; what an interrupted run left in it goes."""
         path = hidden(self.images / f"{source.name}-{_plain(name)}")
         remove(path)
         path.mkdir(parents=True)
-        return path
+        try:
+            yield path
+        finally:
+            remove(path)
 
     def _marker(self, source: Source, name: str) -> Path:
         return self.root / _MARKERS / f"{source.name}-{_plain(name)}.json"
 
-    def _bar(self, what: str, total: int) -> tqdm:
-        return tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    def _bar(self, archive: Path) -> tqdm:
+        size = archive.stat().st_size
+        desc = f"unpacking {archive.name}"
+        return tqdm(total=size, desc=desc, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
 
 
 def _plain(name: str) -> str:

@@ -12,9 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 _CHUNK = 1 << 20
+_HEADERS = 256 << 10
+"""Bytes of headers that one member of a tar may have; names and times take less than a thousand."""
+_DIRECTORY = 64 << 20
+"""Bytes of a zip's directory, which is read as a whole; each entry takes 46 and its name."""
+_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""Others are not used for images, and their readers take as much memory as an archive tells them to."""
+_ENCRYPTED = 1
 _UNREADABLE = (
     EOFError,
     NotImplementedError,
@@ -60,6 +67,8 @@ class Member:
     """Gives the content piece by piece."""
     packed: Callable[[], int]
     """Bytes of the archive that were read so far."""
+    start: int = 0
+    """Bytes that had to be unpacked to get here, headers and what was left out among them."""
 
 
 def is_archive(path: Path) -> bool:
@@ -106,18 +115,31 @@ def members(raw: BinaryIO, archive: Path) -> Iterator[Member]:
 
 
 class _Forward:
-    """A stream that only goes on, and never gives much at once.
+    """A stream that only goes on, and gives headers up to a limit.
 
-    tarfile reads the headers of long names as a whole, however long they claim to be.
+    tarfile reads the headers of long names and of sparse files as a whole, however long they claim to be, and one after
+    another until a member comes.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._left = 0
+        self.last = b""
+        """What was read last of headers."""
+
+    def allow(self, size: int) -> None:
+        """Sets how many bytes of headers may be read from here on."""
+        self._left = size
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _CHUNK:
-            raise ValueError(f"a header of {size} bytes")
-        return self._stream.read(size)
+        if not 0 <= size <= self._left:
+            raise ValueError(f"headers of more than {_HEADERS} bytes")
+        self._left -= size
+        self.last = self._stream.read(size)
+        return self.last
+
+    def content(self, size: int) -> bytes:
+        return self._stream.read(min(size, _CHUNK))
 
     def tell(self) -> int:
         return self._stream.tell()
@@ -130,12 +152,15 @@ class _Forward:
 
 def _tar_members(raw: BinaryIO, archive: Path, *, packed: bool) -> Iterator[Member]:
     stream = _Forward(cast("BinaryIO", gzip.GzipFile(fileobj=raw, mode="rb")) if packed else raw)
+    stream.allow(_HEADERS)
     with _reading(archive):
         tar = tarfile.open(fileobj=cast("BinaryIO", stream), mode="r:")  # noqa: SIM115  (the file is the caller's)
     while True:
         with _reading(archive):
             info = tar.next()
-        tar.members.clear()  # type: ignore[attr-defined]  # else all of a million members stay in memory
+        # Else all of a million members stay in memory, and headers that are for every member heap up.
+        tar.members.clear()  # type: ignore[attr-defined]
+        tar.pax_headers = {}
         if info is None:
             break
         yield Member(
@@ -145,13 +170,18 @@ def _tar_members(raw: BinaryIO, archive: Path, *, packed: bool) -> Iterator[Memb
             folder=info.isdir(),
             read=lambda info=info: _tar_content(stream, archive, info),  # type: ignore[misc]
             packed=raw.tell,
+            start=stream.tell(),
         )
+        stream.allow(_HEADERS)
     with _reading(archive):
+        # To tarfile a header that is cut or damaged is an end too.
+        if stream.last != bytes(tarfile.BLOCKSIZE):
+            raise ValueError("no end where there should be one")
         # Only at its end does gzip tell whether all of it came.
-        rest = stream.read(_CHUNK)
+        rest = stream.content(_CHUNK)
         if len(rest) == _CHUNK:
             raise ValueError("it goes on after its end")
-        stream.read(1)
+        stream.content(1)
 
 
 def _tar_problem(info: tarfile.TarInfo) -> str:
@@ -175,30 +205,55 @@ def _tar_content(stream: _Forward, archive: Path, info: tarfile.TarInfo) -> Iter
     left = info.size
     while left:
         with _reading(archive):
-            piece = stream.read(min(left, _CHUNK))
+            piece = stream.content(left)
         if not piece:
             return
         left -= len(piece)
         yield piece
 
 
+class _Bounded:
+    """A file that gives its content, but no directory that fills the memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _DIRECTORY:
+            raise ValueError(f"a directory of more than {_DIRECTORY >> 20} MiB")
+        return self._stream.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _zip_members(raw: BinaryIO, archive: Path) -> Iterator[Member]:
     with _reading(archive):
-        whole = zipfile.ZipFile(raw)
-    read = 0
+        whole = zipfile.ZipFile(cast("BinaryIO", _Bounded(raw)))
+    read, size = 0, archive.stat().st_size
     for info in whole.infolist():
         read += info.compress_size
-        mode = info.external_attr >> 16
-        name = info.orig_filename
-        linked = stat.S_IFMT(mode) not in {0, stat.S_IFREG, stat.S_IFDIR}
         yield Member(
-            name=name,
+            name=info.orig_filename,
             size=info.file_size,
-            problem=("a symbolic link" if stat.S_ISLNK(mode) else "no regular file") if linked else "",
+            problem="a part of the archive that others use too" if read > size else _zip_problem(info),
             folder=info.is_dir(),
             read=lambda info=info: _zip_content(whole, archive, info),  # type: ignore[misc]
             packed=lambda read=read: read,  # type: ignore[misc]
         )
+
+
+def _zip_problem(info: zipfile.ZipInfo) -> str:
+    mode = info.external_attr >> 16
+    if stat.S_ISLNK(mode):
+        return "a symbolic link"
+    if stat.S_IFMT(mode) not in {0, stat.S_IFREG, stat.S_IFDIR}:
+        return "no regular file"
+    if info.flag_bits & _ENCRYPTED:
+        return "encrypted"
+    if info.compress_type not in _METHODS:
+        return "compressed by another method than deflate"
+    return ""
 
 
 def _zip_content(whole: zipfile.ZipFile, archive: Path, info: zipfile.ZipInfo) -> Iterator[bytes]:

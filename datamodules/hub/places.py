@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,37 +59,40 @@ def placing(source: Source) -> Callable[[tuple[str, ...]], str]:
     return place
 
 
-def image_files(folder: Path, source: Source) -> list[tuple[Path, str]]:
+def image_files(folder: Path, source: Source) -> Iterator[tuple[Path, str]]:
     """The images of a folder that the user pointed to, each with its place below the image root.
 
-    Raises:
-        ValueError: If one cannot be placed; the message names it.
+    Folders behind symbolic links count, each once. The place is empty where it cannot be told.
     """
-    place, found = placing(source), []
+    place = placing(source)
     top = folder.resolve()
-    for path in sorted(top.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("._") or not path.is_file():
+    anchors = {name.rpartition("/")[2] for name in source.folders}
+    seen: set[tuple[int, int]] = set()
+    for at, inner, names in os.walk(top, followlinks=True):
+        stat = Path(at).stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            inner.clear()
             continue
-        # The folder's own name counts too: it may be the source's.
-        parts = (top.parent.name, top.name, *path.relative_to(top).parts)
-        anchors = {name.rpartition("/")[2] for name in source.folders}
-        kept = parts if anchors & set(parts[:-1]) else parts[2:]
-        try:
-            found.append((path, place(kept)))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return found
+        seen.add((stat.st_dev, stat.st_ino))
+        inner.sort()
+        for name in sorted(names):
+            if Path(name).suffix.lower() not in IMAGE_SUFFIXES or name.startswith("._"):
+                continue
+            path = Path(at, name)
+            # The folder's own name counts too: it may be the source's.
+            parts = (top.parent.name, top.name, *path.relative_to(top).parts)
+            try:
+                yield path, place(parts if anchors & set(parts[:-1]) else parts[2:])
+            except ValueError:
+                yield path, ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:
-    """What was unpacked from one archive; written when all of it is in place."""
+    """What was unpacked from one archive of the Hub; written when all of it is in place."""
 
     archive: str
     sha256: str
-    bytes: int
-    modified: int
-    """Nanoseconds; of an archive of the user's, to know it again without reading it."""
     folders: tuple[str, ...]
     """Below the image root."""
     files: int

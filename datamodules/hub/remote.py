@@ -27,7 +27,9 @@ _PARTS = ".lit_vlaa_download/parts"
 _FAILURES: tuple[type[Exception], ...] = tuple(base for base in HfHubHTTPError.__bases__ if base is not OSError)
 _UNREACHABLE: tuple[type[Exception], ...] = (OSError, ValueError, *_FAILURES)
 _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_AGAIN = "run the same command again: it goes on where it stopped"
+_SIGNATURE = re.compile(r"(https?://[^\s'\"?]*)\?[^\s'\"]*")
+AGAIN = "run the same command again: it goes on where it stopped"
+"""What to do after an interruption."""
 
 
 class TransferError(ValueError):
@@ -81,6 +83,8 @@ class Repository:
                 raise TransferError(f"{api.endpoint} names no commit of {name}")
             entries = api.list_repo_tree(name, recursive=True, revision=commit, repo_type="dataset")
             files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UsageError([f"{_shown(api.endpoint)} does not answer as the Hub does; see HF_ENDPOINT"]) from error
         except _UNREACHABLE as error:
             where = f"--repo {name}" + (f" --revision {revision}" if revision else "")
             raise UsageError(
@@ -91,11 +95,13 @@ class Repository:
         }
         found = {path: RemoteFile(path, size, checksum) for path, (checksum, size) in sums.items()}
         for file in found.values():
-            # It becomes a file's name here.
-            if not _CHECKSUM.fullmatch(file.checksum):
+            # The checksum becomes a file's name here.
+            if not (isinstance(file.checksum, str) and _CHECKSUM.fullmatch(file.checksum)):
                 raise UsageError(
-                    [f"{_shown(api.endpoint)} states the checksum {file.checksum[:80]!a} for {file.path!a}"]
+                    [f"{_shown(api.endpoint)} states the checksum {str(file.checksum)[:80]!a} for {file.path!a}"]
                 )
+            if not (isinstance(file.size, int) and file.size >= 0):
+                raise UsageError([f"{_shown(api.endpoint)} states the size {str(file.size)[:80]!a} for {file.path!a}"])
         return cls(name, commit, api.endpoint, found)
 
     def to_come(self, file: RemoteFile, *, state: Path) -> int:
@@ -127,7 +133,7 @@ class Repository:
                 if stream.tell() < file.size:
                     self._receive(file, stream)
         except _FAILURES as error:
-            raise TransferError(f"{file.path}: {explain(error)}; {_AGAIN}") from error
+            raise TransferError(f"{file.path}: {explain(error)}; {AGAIN}") from error
         if not file.matches(part):
             size = part.stat().st_size
             part.unlink()
@@ -162,7 +168,7 @@ class Repository:
                 raise
             # Without a number it is the client's own complaint about the length.
             raise TransferError(
-                f"{file.path}: it broke off at {stream.tell()} of {file.size} bytes; {_AGAIN}"
+                f"{file.path}: it broke off at {stream.tell()} of {file.size} bytes; {AGAIN}"
             ) from error
 
 
@@ -178,7 +184,10 @@ class _Capped:
 
     def write(self, data: bytes) -> int:
         if self._stream.tell() + len(data) > self._file.size:
-            raise TransferError(f"{self._file.path}: more bytes come than the {self._file.size} that were stated")
+            raise TransferError(
+                f"{self._file.path}: more bytes come than the {self._file.size} that were stated; if that happens "
+                "again, use another mirror (HF_ENDPOINT)"
+            )
         return self._stream.write(data)
 
     def __getattr__(self, name: str) -> Any:
@@ -205,9 +214,9 @@ def _digest(path: Path, digest: Any, told: Any = None) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """The first line of what went wrong, without the user's token, which a server might repeat."""
+    """What went wrong in one line, without the user's token, which a server might repeat, and without signatures."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:3]) or type(error).__name__
+    text = _SIGNATURE.sub(r"\1", " ".join(lines[:3])) or type(error).__name__
     token = get_token()
     return text.replace(token, "***") if token else text
 
@@ -215,4 +224,4 @@ def explain(error: BaseException) -> str:
 def _shown(endpoint: str) -> str:
     """An address without what may stand before its host."""
     parts = urlsplit(endpoint)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

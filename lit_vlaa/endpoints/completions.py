@@ -10,31 +10,31 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from time import monotonic
 from typing import Any
 
 from lit_vlaa.endpoints.breaker import Breaker, End
 from lit_vlaa.endpoints.rate_limit import TokenBucket
+from lit_vlaa.endpoints.replies import Picture, Reply, from_disk, read_reply
 from lit_vlaa.endpoints.reply_cache import ReplyCache
+from lit_vlaa.endpoints.settings import EndpointConfig
 from lit_vlaa.endpoints.text import harmless
-from lit_vlaa.rewards.scorers.chat import OWN_FIELDS, PATH, trouble
-from lit_vlaa.rewards.scorers.client import JsonClient, Session
-from lit_vlaa.rewards.scorers.wire import RequestError, printable
+from lit_vlaa.rewards.scorers.chat import PATH, trouble
+from lit_vlaa.rewards.scorers.client import LONGEST_WAIT_S, Session
+from lit_vlaa.rewards.scorers.wire import RequestError
 
-CHARS_A_TOKEN = 4.0
-"""Of English prose, for estimates where a server does not count."""
-PIXELS_A_TOKEN = 28 * 28
-"""Of an image in the Qwen family, for the same estimates."""
-
-_LOST_AT = frozenset({401, 403, 404})
+_LOST_AT = frozenset({*range(300, 400), 401, 402, 404, 405, 407})
+"""Statuses that no other request would fare better with: moved elsewhere, no key, no money, no such path or method.
+403 is none of them, as moderators give it for one request; after `max_refusals` of it the endpoint is lost too."""
+_MOVED = "; it sends requests on, which is not followed: give the final address"
 _FORMAT = 1
 
 
 class EndpointLostError(Exception):
-    """The endpoint cannot answer anything now; the message says why and what to do."""
+    """The endpoint cannot answer anything now, or not to any use; the message says why and what to do."""
 
 
 class UnansweredError(Exception):
@@ -45,110 +45,8 @@ class RefusedError(Exception):
     """One request that the server will not answer as it is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
-    """A model behind an OpenAI-compatible server."""
-
-    base_url: str
-    """The server's address with its version, such as `http://127.0.0.1:8000/v1`."""
-    model: str
-    """The model's name at the server."""
-    api_key_env: str | None = None
-    """Environment variable with the key; null for none."""
-    max_tokens: int | None = 4096
-    """Most tokens of a reply; null leaves the field out."""
-    temperature: float | None = 0.0
-    """Of the sampling; null leaves the field out."""
-    extra_body: dict[str, Any] | None = None
-    """More fields of each request, as the server defines them."""
-    concurrency: int = 16
-    """Requests under way at a time."""
-    requests_per_minute: float | None = None
-    """Most tries a minute, of all shards together; null for no limit."""
-    timeout_s: float = 300.0
-    """Seconds for one try of one request."""
-    retries: int = 4
-    """Tries after the first one."""
-    backoff_s: float = 1.0
-    """Seconds before the first repetition; they double from one to the next, up to a minute."""
-    price_in: float | None = None
-    """Price of a million tokens sent; null where there is none."""
-    price_out: float | None = None
-    """Price of a million tokens received, those of the reasoning included."""
-
-    def __post_init__(self) -> None:
-        for ok, name, wanted in (
-            (bool(self.model.strip()), "model", "the name of a model at the server"),
-            (self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1, or null"),
-            (self.temperature is None or 0 <= self.temperature <= 2, "temperature", "in [0, 2], or null"),
-            (
-                self.requests_per_minute is None or 0 < self.requests_per_minute < math.inf,
-                "requests_per_minute",
-                "positive, or null",
-            ),
-            (self.price_in is None or 0 <= self.price_in < math.inf, "price_in", "0 or positive, or null"),
-            (self.price_out is None or 0 <= self.price_out < math.inf, "price_out", "0 or positive, or null"),
-        ):
-            if not ok:
-                raise ValueError(f"endpoint.{name} must be {wanted}, got {getattr(self, name)!r}")
-        if own := sorted((OWN_FIELDS | {"max_tokens", "temperature"}) & set(self.extra_body or {})):
-            raise ValueError(f"endpoint.extra_body must not hold {', '.join(own)}, which have options or are set here")
-
-    def sampling(self) -> dict[str, Any]:
-        """What of the settings decides a reply."""
-        fields = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        return {
-            "model": self.model,
-            **{name: value for name, value in fields.items() if value is not None},
-            **(self.extra_body or {}),
-        }
-
-    def client(self, option: str) -> JsonClient:
-        """Makes what sends the requests.
-
-        Args:
-            option: How users spell the place of `base_url`, for messages.
-
-        Raises:
-            ValueError: If a setting cannot work.
-        """
-        return JsonClient(
-            url=self.base_url,
-            option=option,
-            api_key_env=self.api_key_env,
-            concurrency=self.concurrency,
-            timeout_s=self.timeout_s,
-            retries=self.retries,
-            backoff_s=self.backoff_s,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An image to send."""
-
-    digest: str
-    """Of its bytes on disk and of how they are prepared; stands for it among the replies on disk."""
-    size: tuple[int, int]
-    """(width, height) in pixels as sent, for estimates."""
-    data_uri: Callable[[], str]
-    """Prepares it; called only where the request is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a server answered."""
-
-    text: str
-    """Empty where it wrote nothing."""
-    reasoning: str
-    """A reasoning model's thinking where the server gives it in a field of its own; else empty."""
-    finish: str | None
-    """Why it ended there: `stop`, `length`, or another word of the server's."""
-    tokens_in: int
-    tokens_out: int
-    estimated: bool
-    """Whether the tokens are estimates, as the server did not count."""
+class UnmadeError(RefusedError):
+    """One request that could not be made, such as of a broken image; nothing was sent."""
 
 
 @dataclass(slots=True)
@@ -162,6 +60,17 @@ class Usage:
     tokens_out: int = 0
     estimated: int = 0
     """Replies whose tokens are estimates."""
+
+    @classmethod
+    def of(cls, counted: Mapping[str, Sequence[int]], *, asked: int) -> Usage:
+        """Sums up.
+
+        Args:
+            counted: Tokens in, tokens out and whether they are estimates, by question.
+            asked: How many were sent.
+        """
+        sums = [sum(count) for count in zip(*counted.values(), strict=True)] or [0, 0, 0]
+        return cls(len(counted), asked, *sums)
 
 
 class Endpoint:
@@ -178,14 +87,29 @@ class Endpoint:
         self.config = config
         self.client = config.client(option)
         self.cache = cache
-        self.usage = Usage()
+        self.counted: dict[str, tuple[int, int, bool]] = {}
+        """Tokens in and out of each reply, and whether they are estimates, by a digest of the question."""
         rate = config.requests_per_minute
         self._bucket = None if rate is None else TokenBucket(rate * share, burst=rate * share / 60)
         self._breaker = Breaker(self.client.give_up_after_s + config.timeout_s)
+        self._asked = 0
+        self._refused = 0
+        """Refusals since the last reply."""
+        self._quiet_until = 0.0
+        """When the server takes requests again, on the clock of `monotonic`."""
+        self._trouble = ""
+        """How the last try that failed did."""
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
-        self._counted: set[bytes] = set()
+        self._on_wire: set[asyncio.Task[Any] | None] = set()
+        """Those under way of which a try has been sent and not answered yet."""
+        self._draining = False
         self._session: Session
         self._slots: asyncio.Semaphore
+
+    @property
+    def usage(self) -> Usage:
+        """Of all that was asked so far."""
+        return Usage.of(self.counted, asked=self._asked)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Endpoint]:
@@ -195,7 +119,7 @@ class Endpoint:
             ValueError: If the key is missing.
         """
         self._slots = asyncio.Semaphore(self.config.concurrency)
-        async with self.client.session(None if self._bucket is None else self._bucket.take) as self._session:
+        async with self.client.session(self._before_try, self._after_failure) as self._session:
             try:
                 yield self
             finally:
@@ -203,6 +127,20 @@ class Endpoint:
                 for task in left:
                     task.cancel()
                 await asyncio.gather(*left, return_exceptions=True)
+
+    async def drain(self) -> int:
+        """Sends nothing more and waits for replies to what has been sent, so that they are on disk.
+
+        Returns:
+            How many there were to wait for.
+        """
+        self._draining = True
+        sent = [task for task in self._under_way.values() if task in self._on_wire]
+        for task in self._under_way.values():
+            if task not in self._on_wire:
+                task.cancel()
+        await asyncio.gather(*sent, return_exceptions=True)
+        return len(sent)
 
     async def ask(
         self, messages: Sequence[Mapping[str, str]], *, pictures: Sequence[Picture] = (), attempt: int = 0
@@ -233,12 +171,7 @@ class Endpoint:
             self._under_way[name] = task
             task.add_done_callback(lambda _: self._under_way.pop(name, None))
         reply = await asyncio.shield(task)
-        if (key := bytes.fromhex(name)) not in self._counted:
-            self._counted.add(key)
-            self.usage.replies += 1
-            self.usage.tokens_in += reply.tokens_in
-            self.usage.tokens_out += reply.tokens_out
-            self.usage.estimated += reply.estimated
+        self.counted[name[:32]] = reply.tokens_in, reply.tokens_out, reply.estimated
         return reply
 
     async def _find(
@@ -246,36 +179,77 @@ class Endpoint:
     ) -> Reply:
         async with self._slots:
             kept = await asyncio.to_thread(self.cache.get, question)
-            if kept is not None and (reply := _from_disk(kept)) is not None:
+            if kept is not None and (reply := from_disk(kept)) is not None and not reply.broken_off:
+                # Without this a build that goes on would take all that was refused before for a row of refusals.
+                self._refused = 0
                 return reply
-            raw = await self._send(turns, pictures)
-            reply = _read(raw, self.client.key(), turns, pictures)
-            if reply is None:
-                raise UnansweredError("the reply is not in the form of a chat completion")
-            self.usage.asked += 1
+            for attempt in range(self.config.retries + 1):
+                raw = await self._send(turns, pictures)
+                found = read_reply(raw, self.client.key(), turns, pictures)
+                if found is not None and not found.broken_off:
+                    break
+                if attempt < self.config.retries and not self._draining:
+                    await asyncio.sleep(self.client.pause(attempt, 0.0))
+            else:
+                why = "the reply is not in the form of a chat completion"
+                raise UnansweredError(why if found is None else f"the server broke its reply off ({found.finish})")
+            self._asked += 1
+            self._refused = 0
             # Before anything else can happen: not even a cancelled step loses what was paid for.
-            self.cache.put(question, json.dumps(asdict(reply)))
-            return reply
+            self.cache.put(question, json.dumps(asdict(found)))
+            if self.cache.trouble:
+                raise EndpointLostError(f"replies cannot be kept in {self.cache.folder}: {self.cache.trouble}")
+            return found
 
     async def _send(self, turns: list[dict[str, str]], pictures: Sequence[Picture]) -> dict[str, Any]:
         turn = self._breaker.admit()
+        where = f"{self.client.option} {self.client.url}"
         if turn is None or turn.probe:
             if turn is not None:
                 self._breaker.release(turn, "abandoned")
-            raise EndpointLostError(f"{self.client.option} {self.client.url}: the server has stopped answering")
+            raise EndpointLostError(f"{where}: the server has stopped answering (last: {self._trouble or 'silence'})")
         end: End = "abandoned"
         try:
             reply = await self._session.persist("POST", PATH, lambda: self._body(turns, pictures))
             end = "reply"
         except RequestError as error:
+            if error.status is None and not error.retry:
+                raise UnmadeError(str(error)) from error
             end = "unreachable" if not error.connected else "failure" if error.retry else "refusal"
             if not error.connected or error.status in _LOST_AT:
-                raise EndpointLostError(trouble(self.client, error)) from error
-            raise (UnansweredError if error.retry else RefusedError)(str(error)) from error
+                hint = _MOVED if error.status is not None and error.status < 400 else ""
+                raise EndpointLostError(trouble(self.client, error, hint)) from error
+            if error.retry:
+                raise UnansweredError(str(error)) from error
+            self._refused += 1
+            if self._refused >= self.config.max_refusals:
+                raise EndpointLostError(
+                    f"{self._refused} refusals in a row, the last: {trouble(self.client, error)}; set the server or "
+                    f"the options right, or allow for more by {self.client.prefix}.max_refusals"
+                ) from error
+            raise RefusedError(str(error)) from error
         else:
             return reply
         finally:
+            self._on_wire.discard(asyncio.current_task())
             self._breaker.release(turn, end)
+
+    async def _before_try(self) -> None:
+        if self._draining:
+            raise asyncio.CancelledError
+        while (left := self._quiet_until - monotonic()) > 0:
+            await asyncio.sleep(left)
+        if self._bucket is not None:
+            await self._bucket.take()
+        self._on_wire.add(asyncio.current_task())
+
+    def _after_failure(self, error: RequestError) -> None:
+        self._on_wire.discard(asyncio.current_task())
+        self._trouble = str(error)
+        # What a server asks one request to wait, it means for all of this key.
+        self._quiet_until = max(self._quiet_until, monotonic() + min(error.retry_after, LONGEST_WAIT_S))
+        if self._draining:
+            raise asyncio.CancelledError
 
     def _body(self, turns: list[dict[str, str]], pictures: Sequence[Picture]) -> dict[str, Any]:
         """The JSON of one request."""
@@ -286,50 +260,3 @@ class Endpoint:
             ]
             messages[-1]["content"] = [*parts, {"type": "text", "text": messages[-1]["content"]}]
         return {**self.config.sampling(), "messages": messages}
-
-
-def estimate_in(texts: Sequence[str], sizes: Sequence[tuple[int, int]]) -> int:
-    """Tokens of a request, where nobody counted them.
-
-    Args:
-        texts: Its turns.
-        sizes: (width, height) in pixels of its images.
-    """
-    text = sum(map(len, texts)) / CHARS_A_TOKEN
-    return round(text + sum(width * height for width, height in sizes) / PIXELS_A_TOKEN)
-
-
-def _read(
-    raw: Mapping[str, Any], key: str | None, turns: Sequence[Mapping[str, str]], pictures: Sequence[Picture]
-) -> Reply | None:
-    """Takes a server's reply apart, without the key should the server repeat it; None if it is no chat completion."""
-    try:
-        (choice,) = raw["choices"]
-        message, finish = choice["message"], choice.get("finish_reason")
-        fields = [message.get(name) for name in ("content", "reasoning_content", "reasoning")]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-    text, reasoning, other = (_clean(field, key) for field in fields)
-    reasoning = reasoning or other
-    usage = raw.get("usage")
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    counted = [count for count in counts if isinstance(count, int) and not isinstance(count, bool) and count >= 0]
-    estimated = len(counted) != 2
-    if estimated:
-        sent = estimate_in([turn["content"] for turn in turns], [picture.size for picture in pictures])
-        counted = [sent, round((len(text) + len(reasoning)) / CHARS_A_TOKEN)]
-    shown = printable(finish, key)[:40] if isinstance(finish, str) else None
-    return Reply(text, reasoning, shown, min(counted[0], 2**53), min(counted[1], 2**53), estimated)
-
-
-def _clean(field: object, key: str | None) -> str:
-    text = field if isinstance(field, str) else ""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace(key, "***") if key else text
-
-
-def _from_disk(kept: str) -> Reply | None:
-    try:
-        return Reply(**json.loads(kept))
-    except (ValueError, TypeError):
-        return None

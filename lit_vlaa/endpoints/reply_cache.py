@@ -31,7 +31,8 @@ class ReplyCache:
             folder: Where the files are.
         """
         self.folder = folder
-        self._warned = False
+        self.trouble = ""
+        """Why a reply could not be kept; empty as long as all could."""
 
     def prepare(self) -> None:
         """Makes the folder and a trial file in it.
@@ -80,6 +81,6 @@ class ReplyCache:
                 Path(name).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            if not self._warned:
-                self._warned = True
+            if not self.trouble:
+                self.trouble = str(error)
                 _log.warning("replies cannot be kept in %s: %s", self.folder, error)

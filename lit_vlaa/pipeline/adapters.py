@@ -56,7 +56,7 @@ def rows_of(source: SourceConfig, path: Path, hub: Callable[[SourceConfig], Iter
         try:
             for row in make(raw, source, str(path), number):
                 row["context"] = {**row.get("context", {}), **_context(raw, source, str(path), number)}
-                row.setdefault("verifier_type", source.kind or raw.get("verifier_type") or _inferred(row))
+                row.setdefault("verifier_type", source.kind or raw.get("verifier_type") or _inferred(row, source))
                 yield number, row
         except BadRecord as error:
             yield number, error
@@ -73,6 +73,8 @@ def _llava(raw: dict[str, Any], source: SourceConfig, file: str, number: int) ->
     turns = raw.get("conversations")
     if not isinstance(turns, list):
         raise BadRecord.at(file, number, "conversations", "expected a list of turns")
+    if turns and _turn(turns[0], {"system"}) is not None:
+        turns = turns[1:]
     pairs = 0
     for asked, told in zip(turns[::2], turns[1::2], strict=False):
         question, answer = _turn(asked, {"human", "user"}), _turn(told, {"gpt", "assistant"})
@@ -103,7 +105,9 @@ def _columns(raw: dict[str, Any], source: SourceConfig, file: str, number: int) 
     cells = {name: raw.get(source.columns.get(name, name)) for name in ("id", "image", "question", "answer", "choices")}
     row = {"id": cells["id"], "image": cells["image"], "question": cells["question"], "gt": cells["answer"]}
     choices = cells["choices"]
-    if isinstance(choices, list) and choices and isinstance(row["question"], str):
+    if choices is not None and not isinstance(choices, list):
+        raise BadRecord.at(file, number, "choices", "expected a list of texts", choices)
+    if choices and isinstance(row["question"], str):
         if len(choices) > len(_LETTERS) or not all(isinstance(choice, str | int | float) for choice in choices):
             raise BadRecord.at(file, number, "choices", f"expected at most {len(_LETTERS)} texts")
         listed = (f"{letter}: {str(choice).strip()}" for letter, choice in zip(_LETTERS, choices, strict=False))
@@ -148,10 +152,13 @@ def _known_source(raw: dict[str, Any]) -> str:
     return source_of(image if isinstance(image, str) else "", name if isinstance(name, str) else "")
 
 
-def _inferred(row: dict[str, Any]) -> str:
-    """The verifier of a row that names none: its known source's, else by the look of question and answer."""
+def _inferred(row: dict[str, Any], source: SourceConfig) -> str:
+    """The verifier of a row that names none: that of its source in the paper, else by the look of question and answer.
+
+    Other sets share images with the paper's sources (`coco/train2017`), and not their questions.
+    """
     known = SOURCES.get(_known_source(row))
-    if known is not None:
+    if source.adapter == "vlaa" and known is not None:
         return known.kind
     truth, question = row.get("gt"), row.get("question")
     text = str(truth).strip() if isinstance(truth, str | int) and not isinstance(truth, bool) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import NoReturn
 from lit_vlaa.checks import UsageError
 from lit_vlaa.pipeline.config import STEPS, load
 from lit_vlaa.pipeline.dry_run import plan
-from lit_vlaa.pipeline.run import Build, locked
+from lit_vlaa.pipeline.folder import locked, refuse_foreign
+from lit_vlaa.pipeline.interrupts import InterruptedBuildError
+from lit_vlaa.pipeline.run import Build
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +30,7 @@ def run(words: Sequence[str]) -> int:
         words: Flags of the command.
 
     Returns:
-        The exit code.
+        The exit code; 128 and the signal's number after Ctrl-C or SIGTERM.
 
     Raises:
         UsageError: If something in the configuration or the sources cannot work.
@@ -50,7 +53,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--merge", action="store_true", help="put the finished shards together and run step 6")
     parser.add_argument("--limit", type=int, metavar="ROWS", help="take so many rows of the sources at most")
     parser.add_argument(
-        "--dry-run", action="store_true", help="tell rows, requests and the most that they cost; ask nothing"
+        "--dry-run", action="store_true", help="estimate requests, tokens and cost of each step; ask nothing"
     )
     given = parser.parse_args([_dashed(word) for word in words])
     shard = None if given.shard is None else _shard(given.shard)
@@ -60,19 +63,26 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(["--merge does not go with --only"])
     if given.limit is not None and given.limit < 1:
         raise UsageError([f"--limit must be at least 1, got {given.limit}"])
-    build = Build(
-        load(given.config), base=given.config.resolve().parent, output=given.output_dir, shard=shard, limit=given.limit
-    )
+    if given.dry_run and (given.merge or given.only):
+        raise UsageError([f"--dry-run does not go with {'--merge' if given.merge else '--only'}"])
     try:
+        base = given.config.resolve().parent
+        build = Build(load(given.config), base=base, output=given.output_dir, shard=shard, limit=given.limit)
         if given.dry_run:
             sys.stdout.writelines(f"{line}\n" for line in plan(build))
             return 0
+        refuse_foreign(given.output_dir)
         with locked(build.folder):
             if given.merge:
                 build.merge()
-            build.run(given.only)
+            build.run("curate" if given.merge else given.only)
     except (ValueError, OSError) as error:
         raise UsageError([" ".join(str(error).split())]) from error
+    except (InterruptedBuildError, KeyboardInterrupt) as stop:
+        sys.stderr.write(
+            "lit-vlaa: interrupted; run the same command again, nothing that was answered is asked twice\n"
+        )
+        return 128 + (stop.signum if isinstance(stop, InterruptedBuildError) else signal.SIGINT)
     return 0
 
 

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_vlaa.checks import UsageError, one_line
-from lit_vlaa.endpoints.completions import EndpointConfig
+from lit_vlaa.endpoints.settings import EndpointConfig
 from lit_vlaa.traces import CUES, Matching
 
 Adapter = Literal["vlaa", "llava", "jsonl", "hub"]
@@ -42,7 +42,7 @@ class SourceConfig:
     name: str | None = None
     """How the data card calls the source; null takes the paper's name by image folder or id, else `other`."""
     kind: str | None = None
-    """Verifier of its rows; null takes the row's own, the known source's, else infers it from question and answer."""
+    """Verifier of its rows; null takes the row's own, for `vlaa` the source's, else judges by the answer's look."""
     columns: dict[str, str] = field(default_factory=dict)
     """For `jsonl` and `hub`: where `image`, `question`, `answer`, `id` and `choices` stand, if under other names."""
     context: list[str] = field(default_factory=list)
@@ -76,8 +76,12 @@ class AskConfig:
     """File of the prompt, below the folder of the configuration unless absolute."""
     max_unanswered: float = 0.0
     """Share of the rows that may be rejected because no reply came; above it the step stops, to be run again."""
+    stop_after: int | None = 100
+    """Rows after which the step stops if none has passed, before more is spent; null never."""
 
     def __post_init__(self) -> None:
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ValueError(f"stop_after must be at least 1, or null, got {self.stop_after}")
         if not 0 <= self.max_unanswered <= 1:
             raise ValueError(f"max_unanswered must be in [0, 1], got {self.max_unanswered}")
 
@@ -205,6 +209,7 @@ class BuildConfig:
         if step == "curate":
             return own
         endpoint: EndpointConfig = self.asking()[step].endpoint
+        del own["stop_after"]
         return {**own, "endpoint": endpoint.sampling(), "prompt": None}
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_vlaa.endpoints.completions import CHARS_A_TOKEN, estimate_in
+from lit_vlaa.endpoints.replies import CHARS_A_TOKEN, estimate_in
 from lit_vlaa.pipeline.rows import Row, StepWriter
 from lit_vlaa.pipeline.steps import caption_values, distil_values, rewrite_values, verify_values
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CAPTION_WORDS = 200
 TRACE_WORDS = 600
-"""What a caption and a trace are taken to have."""
+"""What a caption and a trace are taken to have; those of long reasoners have several times as many."""
 _CHARS_A_WORD = 5.5
 _VERDICT_TOKENS = 4
 
@@ -60,6 +60,9 @@ def plan(build: Build) -> list[str]:
     output = [f"{len(found.rows)} rows would go into step 2"]
     output += [f"  {count} {source} {kind}" for (source, kind), count in sorted(_groups(found.rows).items())]
     output += [f"rejected in step 1: {count} {reason}" for reason, count in sorted(found.rejected.items())]
+    output.append(
+        f"estimated for captions of {CAPTION_WORDS} and traces of {TRACE_WORDS} words, no row rejected later:"
+    )
     values = {"caption": caption_values, "distil": distil_values, "rewrite": rewrite_values, "verify": verify_values}
     writes = {
         "caption": _tokens(CAPTION_WORDS),

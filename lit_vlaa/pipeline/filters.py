@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lit_vlaa.endpoints.completions import Reply
+from lit_vlaa.endpoints.replies import Reply
 from lit_vlaa.pipeline.rows import Reject
 from lit_vlaa.prompts import ANSWER_CLOSE, ANSWER_OPEN, IMAGE_PLACEHOLDER, THINK_CLOSE, THINK_OPEN
 from lit_vlaa.rewards.scorers.verdict import after_thought
@@ -16,15 +16,20 @@ FINAL = ("<final>", "</final>")
 """Between these the rewriter is shown the two parts, and gives them back."""
 
 _TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, IMAGE_PLACEHOLDER, *REASONING, *FINAL)
-_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
+_CONTROL = re.compile(r"<[|\uff5c][^|\uff5c<>\s]{1,40}[|\uff5c]>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
+_UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but for line breaks and tabs, and those that turn the direction of writing around."""
+_WHOLE = frozenset({None, "", "stop", "eos", "eos_token", "stop_sequence", "end_turn"})
+"""Reasons to end of a reply that says all that the model had to say; at any other (`length`, `content_filter`, words of
+a server's own) something may be missing."""
 _VERDICT = re.compile(r"[*\"'`]{0,2}(yes|no)[*\"'`]{0,2}[.!]?[*\"'`]{0,2}", re.IGNORECASE)
 
 
 def read_caption(reply: Reply, *, max_words: int) -> str | Reject:
     """The caption of a reply."""
     text = after_thought(reply.text)
-    if reply.finish == "length":
-        return Reject("the caption was cut off", text or "")
+    if reply.finish not in _WHOLE:
+        return Reject("the caption was cut off", f"{reply.finish}: {text or ''}")
     if not text:
         return Reject("no caption")
     return _fit(text, "caption", max_words) or text
@@ -37,8 +42,8 @@ def read_trace(reply: Reply, *, max_words: int) -> tuple[str, str] | Reject:
     templates leave out.
     """
     text = reply.text.strip()
-    if reply.finish == "length":
-        return Reject("the trace was cut off", text[-200:])
+    if reply.finish not in _WHOLE:
+        return Reject("the trace was cut off", f"{reply.finish}: {text[-200:]}")
     if reply.reasoning.strip():
         thinking, answer = reply.reasoning, text.removeprefix(THINK_CLOSE)
     else:
@@ -56,7 +61,7 @@ def read_trace(reply: Reply, *, max_words: int) -> tuple[str, str] | Reject:
 def read_rewrite(reply: Reply) -> tuple[str, str] | None:
     """The two parts of a rewriter's reply, which must be all of it; None if it cannot be read."""
     text = after_thought(reply.text)
-    if text is None or reply.finish == "length":
+    if text is None or reply.finish not in _WHOLE:
         return None
     reasoning, between, final = text.removeprefix(REASONING[0]).partition(REASONING[1])
     final = final.strip()
@@ -64,7 +69,7 @@ def read_rewrite(reply: Reply) -> tuple[str, str] | None:
     if not between or not whole or len(final) < len(FINAL[0]) + len(FINAL[1]):
         return None
     parts = reasoning.strip(), final.removeprefix(FINAL[0]).removesuffix(FINAL[1]).strip()
-    return parts if all(parts) and not any(map(_tagged, parts)) else None
+    return parts if all(parts) and not any(map(_spoilt, parts)) else None
 
 
 def word_change(before: tuple[str, str], after: tuple[str, str]) -> int:
@@ -93,12 +98,15 @@ def read_verdict(reply: Reply) -> bool | None:
 def _fit(text: str, what: str, max_words: int) -> Reject | None:
     if word_count(text) > max_words:
         return Reject(f"the {what} is too long", f"{word_count(text)} words > {max_words}")
-    return Reject(f"the {what} holds tags", text) if _tagged(text) else None
+    spoilt = _spoilt(text)
+    return Reject(f"the {what} holds {spoilt}", text) if spoilt else None
 
 
-def _tagged(text: str) -> bool:
-    """Whether it holds what would break a response or a chat."""
-    return any(tag in text for tag in _TAGS) or _CONTROL.search(text) is not None
+def _spoilt(text: str) -> str:
+    """What it holds that would break a response or a chat, or hides from readers; empty for nothing."""
+    if any(tag in text for tag in _TAGS) or _CONTROL.search(text):
+        return "tags"
+    return "control characters" if _UNSEEN.search(text) else ""
 
 
 def _unwrapped(answer: str) -> str:

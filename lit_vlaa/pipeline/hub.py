@@ -50,7 +50,7 @@ def hub_rows(source: SourceConfig, path: str, image_root: Path) -> Iterator[RawR
             rows = rows.cast_column(name, ImageFeature(decode=False))
         elif isinstance(feature, List) and isinstance(feature.feature, ImageFeature):
             rows = rows.cast_column(name, List(ImageFeature(decode=False)))
-    folder = source.name or path.strip("/").rpartition("/")[2]
+    folder = source.name or Path(path).resolve().name
     image = source.columns.get("image", "image")
     for number, row in enumerate(rows, 1):
         try:

@@ -13,7 +13,7 @@ from datamodules.rows import BadRecord
 from lit_vlaa.pipeline.adapters import rows_of
 from lit_vlaa.pipeline.config import BuildConfig, SourceConfig
 from lit_vlaa.pipeline.hub import hub_rows
-from lit_vlaa.pipeline.rows import Reject, Row, StepWriter, file_digest
+from lit_vlaa.pipeline.rows import Reject, Row, StepWriter, file_digest, fingerprint
 from lit_vlaa.types import Record
 
 Found = tuple[int, Record | BadRecord, dict[str, str]]
@@ -31,12 +31,19 @@ def source_path(source: SourceConfig, base: Path) -> Path:
 
 
 def source_state(source: SourceConfig, base: Path) -> str:
-    """What tells whether a source changed: the digest of its file; a hub set is known by its settings.
+    """What tells whether a source changed: the digest of its file.
+
+    Of a hub set in a local folder: names, sizes and times of the files. One on the Hub is known by its settings.
 
     Raises:
         ValueError: If the file cannot be read.
     """
-    return "" if source.adapter == "hub" else file_digest(source_path(source, base))
+    path = source_path(source, base)
+    if source.adapter != "hub":
+        return file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+    stats = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return fingerprint(stats) if stats else ""
 
 
 def read_metadata(
@@ -62,6 +69,11 @@ def read_metadata(
         ValueError: If a source or the image root cannot be read.
     """
     image_root = (base / config.image_root).resolve()
+
+    def shown(text: str) -> str:
+        """Without where this machine keeps the files: rejects are published with the set."""
+        return text.replace(str(image_root), "image_root").replace(f"{base}/", "")
+
     if not image_root.is_dir() and not any(source.adapter == "hub" for source in config.sources):
         raise ValueError(f"image_root {image_root} is no folder")
     ids: set[str] = set()
@@ -74,8 +86,8 @@ def read_metadata(
         if isinstance(found, BadRecord):
             # A row that cannot be read has no id to shard by; the first shard tells of it.
             if shard[0] == 1:
-                reject = Reject(f"{found.field}: {found.reason}", str(found))
-                writer.reject(reject, number=number, name="", origin=f"{found.file}:{row}")
+                reject = Reject(f"{found.field}: {found.reason}", shown(str(found)))
+                writer.reject(reject, number=number, name="", origin=shown(f"{found.file}:{row}"))
             continue
         record = replace(found, id=f"{found.id}#{number}") if found.id in ids else found
         ids.add(record.id)
@@ -91,9 +103,10 @@ def read_metadata(
             try:
                 digests = tuple(_looked_at(image_root, image, config.max_image_pixels) for image in record.images)
             except ImageError as error:
-                outcome = Reject(f"image: {error.reason}", error.detail)
+                outcome = Reject(f"image: {error.reason}", shown(error.detail))
+        origin = shown(record.origin)
         if outcome is not None:
-            writer.reject(outcome, number=number, name=record.id, origin=record.origin)
+            writer.reject(outcome, number=number, name=record.id, origin=origin)
             continue
         writer.keep(
             Row(
@@ -106,7 +119,7 @@ def read_metadata(
                 question=record.question,
                 truth=record.truth,
                 context=context,
-                origin=record.origin,
+                origin=origin,
             )
         )
 

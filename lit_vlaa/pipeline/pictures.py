@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 from datamodules.images import locate, open_rgb, read_size
-from lit_vlaa.endpoints.completions import Picture
+from lit_vlaa.endpoints.replies import Picture
 from lit_vlaa.pipeline.rows import file_digest
 
 _FORMAT = 1

@@ -29,6 +29,8 @@ REQUIRED: Mapping[str, frozenset[str]] = {
 MAX_BYTES = 1 << 16
 _HEADING = re.compile(r"^\[(system|user)\][ \t]*$", re.MULTILINE)
 _PLACE = re.compile(r"\$\{([^{}\n]*)\}")
+_OTHER_FORM = re.compile(r"(?<!\$)\{+ *(\w+) *\}+|\$(\w+)|<<?(\w+)>>")
+"""How other tools mark what is put in; nothing would be put in there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ def load_prompt(path: Path, step: str) -> PromptFile:
     found = {name for part in texts for name in _PLACE.findall(part)}
     if unknown := sorted(found - FIELDS[step]):
         raise bad(f"names {', '.join(map(repr, unknown))}; this step has {', '.join(sorted(FIELDS[step]))}")
+    other = {name for part in texts for match in _OTHER_FORM.findall(part) for name in match if name in FIELDS[step]}
+    if other:
+        raise bad(f"marks {min(other)} in a form that means nothing here; write ${{{min(other)}}}")
     if missing := sorted(REQUIRED[step] - set(_PLACE.findall(texts[-1]))):
         raise bad(f"lacks ${{{missing[0]}}} in its [user] part")
     return PromptFile(path, hashlib.sha256(raw).hexdigest(), tuple(zip(roles, texts, strict=True)))

@@ -14,6 +14,9 @@ from lit_vlaa.whole_files import replacing
 
 _MARKUP = str.maketrans({char: f"&#{ord(char)};" for char in "<>&|`*_[]()#!~\\$@:\"'{}"})
 _CARD_REASONS = 12
+_CARD_CHARS = 120
+"""Of each reason."""
+_CELL_CHARS = 2000
 
 _INTRODUCTION = (
     "Questions about images with reasoning traces, built by `lit-vlaa data build` in the six steps of "
@@ -95,7 +98,7 @@ def card(report: Mapping[str, Any]) -> str:
     files = report["files"]
     front = [
         "---",
-        f"pretty_name: {report['name']}",
+        f'pretty_name: "{report["name"]}"',
         "license: other",
         "license_name: to-be-filled-in  # by you: it depends on the images, the questions and the models' terms",
         "task_categories:",
@@ -200,7 +203,7 @@ def _rule(curation: Mapping[str, Any]) -> str:
 
 def _reasons(step: Mapping[str, Any]) -> str:
     found = sorted(step["rejected"].items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{reason}: {count:,}" for reason, count in found[:_CARD_REASONS]]
+    shown = [f"{reason[:_CARD_CHARS]}: {count:,}" for reason, count in found[:_CARD_REASONS]]
     return "; ".join(shown + [f"and {len(found) - _CARD_REASONS} more reasons"] * (len(found) > _CARD_REASONS)) or "-"
 
 
@@ -211,4 +214,4 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str
 
 def _escaped(text: str) -> str:
     """One line that is nothing but text in Markdown and in HTML."""
-    return " ".join(text[:500].split()).translate(_MARKUP)
+    return " ".join(text[:_CELL_CHARS].split()).translate(_MARKUP)

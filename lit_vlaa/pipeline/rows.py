@@ -41,7 +41,7 @@ class Row:
     context: dict[str, str]
     """What the source tells about the image beside question and answer, by name."""
     origin: str
-    """`file:row`."""
+    """`file:row`, the file below the folder of the configuration where it lies there."""
     caption: str = ""
     """Step 2."""
     thinking: str = ""
@@ -98,6 +98,8 @@ class StepFiles:
         self.step = step
         self.rows = folder / f"{stem}.jsonl"
         self.rejects = folder / f"{stem}.rejects.jsonl"
+        self.counted = folder / f"{stem}.counted.jsonl"
+        """Of a shard: the tokens of each reply by question."""
         self._done = folder / f"{stem}.json"
 
     def done(self) -> Done | None:

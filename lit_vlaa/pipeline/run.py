@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import heapq
-import itertools
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from lit_vlaa.checks import RunStoppedError, UsageError
 from lit_vlaa.endpoints.completions import Usage
 from lit_vlaa.endpoints.reply_cache import ReplyCache
-from lit_vlaa.pipeline import report
 from lit_vlaa.pipeline.asking import ask_rows
 from lit_vlaa.pipeline.config import STEPS, BuildConfig
-from lit_vlaa.pipeline.curate import Split, grpo_line, place, sft_line, split_paths
+from lit_vlaa.pipeline.finish import curate
 from lit_vlaa.pipeline.prompt_files import PromptFile, load_prompt
-from lit_vlaa.pipeline.rows import Done, Row, StepFiles, file_digest, fingerprint, lines, write_lines, write_text
+from lit_vlaa.pipeline.rows import Done, Row, StepFiles, fingerprint, lines, write_lines
 from lit_vlaa.pipeline.steps import found_right
-
-_SPLIT_FILE = re.compile(r"VLAA-Thinking-(?:SFT|GRPO)-\d+K?\.json")
 
 
 class Build:
@@ -89,10 +81,14 @@ class Build:
         for step in steps:
             wanted = self.fingerprint(step)
             done = self.files(step).done()
-            if only is None and step != "curate" and done is not None and done.fingerprint == wanted:
+            known = only is None and step != "curate" and done is not None and done.fingerprint == wanted
+            if known and done is not None and not self._fruitless(done):
                 _say(f"{step}: done before, {done.rows_out} of {done.rows_in} rows")
-                continue
-            self._curate(wanted) if step == "curate" else self._step(step, wanted)
+            elif step == "curate":
+                for told in curate(self, wanted):
+                    _say(told)
+            else:
+                self._step(step, wanted)
 
     def fingerprint(self, step: str) -> str:
         """What tells whether a step must run again.
@@ -115,6 +111,7 @@ class Build:
 
         Raises:
             UsageError: If there are no shards, or one of them is not finished or of another configuration.
+            RunStoppedError: If a step rejected all rows of all shards.
         """
         shards = self._shards()
         for step in STEPS[:-1]:
@@ -135,12 +132,15 @@ class Build:
                     writer.copy_reject(line)
                 for done in found:
                     writer.notes.update(done.notes)
-                usages = [done.usage for done in found if done.usage is not None]
-                if usages:
-                    writer.usage = Usage(**{name: sum(usage[name] for usage in usages) for name in usages[0]})
+                if step in self.prompts:
+                    # By question, as shards may have shared a reply.
+                    counted = {line["question"]: line["tokens"] for part in parts for line in lines(part.counted)}
+                    asked = sum(done.usage["asked"] for done in found if done.usage is not None)
+                    writer.usage = Usage.of(counted, asked=asked)
+            self._stop_if_fruitless(step)
 
     def _shards(self) -> list[Build]:
-        """All shards of the newest count that is complete as folders."""
+        """All shards of the one count of which every folder is there."""
         counts = Counter(
             int(folder.name.partition("-of-")[2])
             for folder in (self.output / "shards").glob("*-of-*")
@@ -149,7 +149,8 @@ class Build:
         whole = [count for count, found in counts.items() if found == count]
         if len(whole) != 1:
             there = ", ".join(f"{found} of {count}" for count, found in sorted(counts.items())) or "none"
-            raise UsageError([f"--merge needs all shards of one N in {self.output / 'shards'}; there: {there}"])
+            what = "remove those that are not wanted" if len(whole) > 1 else "run those that are missing"
+            raise UsageError([f"--merge needs all shards of one N in {self.output / 'shards'}; there: {there}; {what}"])
         return [
             Build(self.config, base=self.base, output=self.output, shard=(index, whole[0]), limit=self.limit)
             for index in range(1, whole[0] + 1)
@@ -177,7 +178,7 @@ class Build:
                 shard = self.shard or (1, 1)
                 read_metadata(self.config, writer, base=self.base, shard=shard, limit=self.limit, tick=bar.update)
             else:
-                ask_rows(
+                counted = ask_rows(
                     step,
                     self._input(step),
                     writer,
@@ -188,7 +189,16 @@ class Build:
                     share=1.0 if self.shard is None else 1 / self.shard[1],
                     tick=bar.update,
                 )
-        self._after(step)
+                if self.shard is not None:
+                    named = ({"question": name, "tokens": counted[name]} for name in sorted(counted))
+                    write_lines(files.counted, named)
+        done = files.done()
+        assert done is not None  # noqa: S101  # it has just been written
+        asked = (
+            "" if done.usage is None else f"; {done.usage['asked']} of {done.usage['replies']} replies asked for now"
+        )
+        _say(f"{step}: {done.rows_out} of {done.rows_in} rows{asked}")
+        self._stop_if_fruitless(step)
 
     def _input(self, step: str) -> Iterator[Row]:
         """The rows of the step before; for `verify`, those that a rule finds right say so."""
@@ -198,87 +208,17 @@ class Build:
         right = found_right(before.read(), min_iou=self.config.verify.min_iou)
         return (replace(row, verified_by="rule") if row.number in right else row for row in before.read())
 
-    def _after(self, step: str) -> None:
+    def _fruitless(self, done: Done) -> bool:
+        """Whether a step is finished for nothing; of a shard, whose rows may be few, nobody can tell."""
+        return self.shard is None and done.rows_in > 0 and not done.rows_out
+
+    def _stop_if_fruitless(self, step: str) -> None:
         done = self.files(step).done()
-        assert done is not None  # noqa: S101  # it has just been written
-        asked = (
-            "" if done.usage is None else f"; {done.usage['asked']} of {done.usage['replies']} replies asked for now"
-        )
-        _say(f"{step}: {done.rows_out} of {done.rows_in} rows{asked}")
-        if done.rows_in and not done.rows_out:
+        if done is not None and self._fruitless(done):
             most = max(done.rejected, key=lambda reason: done.rejected[reason])
             raise RunStoppedError(
                 f"step {step} rejected all {done.rows_in} rows (most often: {most}); see {self.files(step).rejects}"
             )
-
-    def _curate(self, wanted: str) -> None:
-        """Step 6, with everything that tells of the build."""
-        source, files = self.files("verify"), self.files("curate")
-        placings = place(source.read(), self.config.curate)
-        counts: dict[Split, int] = {"sft": 0, "grpo": 0}
-        for placing in placings:
-            counts[placing.split] += 1
-        paths = split_paths(self.output, counts)
-        models = {step: settings.endpoint.model for step, settings in self.config.asking().items()}
-        table: Counter[tuple[str, str, str]] = Counter()
-        with files.writing(wanted) as writer:
-            for row, placing in zip(source.read(), placings, strict=True):
-                table[row.source, row.kind, placing.split] += 1
-                writer.keep(row)
-            writer.notes["moved to RL for a shared image or question"] = sum(placing.moved for placing in placings)
-        for split, path in paths.items():
-            chosen = (row for row, placing in zip(source.read(), placings, strict=True) if placing.split == split)
-            write_lines(path, (sft_line(row) if split == "sft" else grpo_line(row, models) for row in chosen))
-        self._report(table, paths, counts, moved=sum(placing.moved for placing in placings))
-        for old in self.output.iterdir():
-            if _SPLIT_FILE.fullmatch(old.name) and old not in paths.values():
-                old.unlink()
-        for split, path in paths.items():
-            _say(f"{split}: {counts[split]} rows in {path}" + ("" if counts[split] else "; an empty split"))
-
-    def _report(
-        self, table: Counter[tuple[str, str, str]], paths: dict[Split, Path], counts: dict[Split, int], *, moved: int
-    ) -> None:
-        dones = [done for step in STEPS if (done := self.files(step).done()) is not None]
-        curate = self.config.curate
-        found: dict[str, Any] = {
-            "format": 1,
-            "name": self.config.name,
-            "files": {
-                split: {"name": path.name, "rows": counts[split], "sha256": file_digest(path)}
-                for split, path in paths.items()
-            },
-            "table": report.split_table(table),
-            "steps": [report.step_report(done, self.config, self.prompts) for done in dones],
-            "curation": {
-                "cues": curate.cues,
-                "matching": curate.matching,
-                "disjoint_by": curate.disjoint_by,
-                "moved": moved,
-            },
-        }
-        rejects = itertools.chain.from_iterable(lines(self.files(step).rejects) for step in STEPS)
-        write_lines(self.output / "rejects.jsonl", rejects)
-        write_text(self.output / "report.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        report.funnel(self.output / "funnel.png", found["steps"])
-        write_text(self.output / "README.md", report.card(found))
-        _say(report.cost_line(found["steps"]))
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other builds out of a folder.
-
-    Raises:
-        UsageError: If one is there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError([f"another build is at work in {folder}; wait for it or take another folder"]) from error
-        yield
 
 
 def _shard_folder(output: Path, shard: tuple[int, int]) -> Path:

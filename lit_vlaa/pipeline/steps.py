@@ -63,7 +63,7 @@ class Asking:
                 for image in row.images
             ]
         except ImageError as error:
-            return Reject(f"image: {error.reason}", error.detail)
+            return Reject(f"image: {error.reason}", error.detail.replace(str(self.image_root), "image_root"))
         reply = await self.endpoint.ask(self.prompt.fill(caption_values(row)), pictures=pictures)
         found = read_caption(reply, max_words=step.max_words)
         return found if isinstance(found, Reject) else replace(row, caption=found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.hub.remote import sha256_of
 from datamodules.records import OnBadRecord
 from datamodules.rows import is_array, iter_texts
-from datamodules.shards import is_shards
+from datamodules.shards import ShardSet, is_shards, stamped, trouble_with
+from datamodules.subsets import copy_rows, numbers_of
 from datamodules.table import RecordTable
 from lit_vlaa.selection.choice import Aha, Integers
 from lit_vlaa.traces import Matching, count_cues
@@ -35,7 +36,7 @@ class Pool:
 
 def read_pool(
     file: Path,
-    image_root: Path,
+    image_root: Path | None,
     *,
     on_bad_record: OnBadRecord,
     cache_dir: str | None,
@@ -45,8 +46,8 @@ def read_pool(
     """Reads a data file.
 
     Args:
-        file: JSON array or JSON Lines; each row to be kept needs a response.
-        image_root: Folder of the images, which must exist.
+        file: JSON array, JSON Lines or shards; each row to be kept needs a response.
+        image_root: Folder of the images, which must exist; None where they lie in the shards.
         on_bad_record: Whether a row that cannot be used stops, or is left out.
         cache_dir: See `RecordTable.prepare`.
         aha: Keep rows whose response has an aha cue, or those without; None for all.
@@ -56,16 +57,14 @@ def read_pool(
         ValueError: If a row or the file cannot be used, or no row remains.
         OSError: If a file cannot be read.
     """
-    if is_shards(file):
-        raise ValueError(f"--data-file {file} holds shards; give the JSON file that they were made of")
-    if not file.is_file():
-        raise FileNotFoundError(f"--data-file {file} does not exist; seen from {Path.cwd()}")
-    if not image_root.is_dir():
-        raise FileNotFoundError(f"--image-root {image_root} is no folder")
     table = RecordTable.prepare(
-        file, split="sft", image_root=image_root, on_bad_record=on_bad_record, cache_dir=cache_dir
+        file, split="sft", image_root=image_root or file, on_bad_record=on_bad_record, cache_dir=cache_dir
     )
-    numbers = np.fromiter((int(str(origin).rpartition(":")[2]) for origin in table.texts("origin")), np.int64)
+    origins = map(str, table.texts("origin"))
+    if is_shards(file):
+        numbers = numbers_of(file, origins)
+    else:
+        numbers = np.fromiter((int(origin.rpartition(":")[2]) for origin in origins), np.int64)
     keep = np.ones(len(table), bool)
     if aha is not None:
         cues = (any(count_cues(text or "", matching=matching).values()) for text in table.texts("response"))
@@ -79,20 +78,42 @@ def read_pool(
     return Pool(table, places, numbers[places], tuple(sources[place] for place in places.tolist()))
 
 
-def sha256_of(file: Path) -> str:
-    """Digest of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def find_root(file: Path, image_root: Path | None) -> Path | None:
+    """Looks for data file and images; gives the images' folder, None where they lie in shards.
+
+    Raises:
+        ValueError: If one of them is not there; the message names the flag.
+    """
+    if trouble := trouble_with(file):
+        raise ValueError(f"--data-file {file} {trouble}")
+    if is_shards(file) and ShardSet.read(file).images == "embed":
+        return None
+    if image_root is None:
+        raise ValueError("--image-root is missing: the folder that image paths start from")
+    if not image_root.is_dir():
+        raise ValueError(f"--image-root {image_root} is no folder")
+    return image_root
+
+
+def digest_of(file: Path) -> str:
+    """Digest of a file's bytes; of shards that of their manifest, which holds theirs."""
+    return sha256_of(stamped(file))
 
 
 def write_subsets(file: Path, ranks: Mapping[int, int], targets: Mapping[int, Path]) -> None:
     """Copies rows as they stand in their file, in its order and form; each copy appears whole.
 
     Args:
-        file: JSON array or JSON Lines.
+        file: JSON array, JSON Lines or shards; copies of shards are folders of shards.
         ranks: Of each row to keep, by its number, from 0: a copy of N rows takes those below N.
         targets: Copies by their number of rows.
+
+    Raises:
+        ValueError: If the file is not what it was when the rows were chosen, or a copy cannot take its place.
     """
+    if is_shards(file):
+        copy_rows(file, ranks, targets)
+        return
     array = is_array(file)
     with ExitStack() as stack:
         streams = {

@@ -20,7 +20,7 @@ from lit_vlaa.prompts import PromptConfig
 from lit_vlaa.run_config import backbone_of, read_config
 from lit_vlaa.selection.choice import Integers, Mean, averaged, drawn, ranked
 from lit_vlaa.selection.report import Selection, sentences, write
-from lit_vlaa.selection.rows import Pool, read_pool, sha256_of, write_subsets
+from lit_vlaa.selection.rows import Pool, digest_of, read_pool, write_subsets
 from lit_vlaa.selection.scores import ScoreFolder
 from lit_vlaa.selection.scoring import Settings, left, score
 
@@ -31,14 +31,15 @@ def read(given: Any, rest: Sequence[str]) -> Any:
     """Parses the configuration of the stage; without one, that of `lit-vlaa fit`.
 
     Args:
-        given: The command's own flags.
+        given: The command's own flags; the image root is None where images lie in shards.
         rest: Those of `lit-vlaa fit`.
 
     Raises:
         UsageError: If they cannot work.
     """
     words = [f"--config={path}" for path in given.config] or list(_BASE)
-    words += [f"--data.init_args.data_file={given.data_file}", f"--data.init_args.image_root={given.image_root}"]
+    root = given.image_root or given.data_file
+    words += [f"--data.init_args.data_file={given.data_file}", f"--data.init_args.image_root={root}"]
     words += [
         f"--trainer.{name}={value}"
         for name, value in (("accelerator", given.accelerator), ("devices", given.devices))
@@ -77,7 +78,7 @@ def select(given: Any, config: Any) -> None:
     keep = sorted(set(given.keep or [len(pool.rows)]), reverse=True)
     if keep[0] > len(pool.rows):
         raise ValueError(f"--keep {keep[0]} is more than the {len(pool.rows)} rows to choose from")
-    digest = sha256_of(given.data_file)
+    digest = digest_of(given.data_file)
     models = scorers(given, config, digest)
     if models:
         settings = _settings(given, config)
@@ -140,7 +141,7 @@ def _facts(given: Any, config: Any, model: Model, digest: str) -> dict[str, Any]
         checkpoint = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
     return {
         "data_file": digest,
-        "image_root": str(given.image_root.resolve()),
+        "image_root": None if given.image_root is None else str(given.image_root.resolve()),
         "part": given.part or "response",
         "backbone": backbone,
         "checkpoint": checkpoint,
@@ -159,7 +160,7 @@ def _settings(given: Any, config: Any) -> Settings:
     return Settings(
         part=given.part or "response",
         shard=given.shard or (1, 1),
-        image_root=given.image_root.resolve(),
+        image_root=(given.image_root or given.data_file).resolve(),
         max_image_pixels=data.get("max_image_pixels") or MAX_IMAGE_PIXELS,
         prompt=_prompt(config),
         batch_size=given.batch_size or 16,
@@ -177,7 +178,8 @@ def _chosen(
     facts: dict[str, Any] = {"data_file": given.data_file.name, "sha256": digest, "aha": given.aha}
     if given.aha:
         facts["matching"] = given.matching or "substring"
-    files = {count: given.output_dir / f"{_stem(given)}-{_label(count)}.json" for count in keep}
+    suffix = "" if given.data_file.is_dir() else ".json"
+    files = {count: given.output_dir / f"{_stem(given)}-{_label(count)}{suffix}" for count in keep}
     if any(path.resolve() == given.data_file.resolve() for path in files.values()):
         raise ValueError("--output-dir and --name would overwrite --data-file; give others")
     if not models:
@@ -213,7 +215,8 @@ def _chosen(
 
 
 def _stem(given: Any) -> str:
-    return str(given.name or re.sub(r"-\d+K?$", "", given.data_file.stem))
+    file = given.data_file.resolve()
+    return str(given.name or re.sub(r"-\d+[Kk]?$", "", file.name if file.is_dir() else file.stem))
 
 
 def _label(count: int) -> str:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -19,7 +20,6 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from lit_vlaa.selection.choice import Floats, Integers
-from lit_vlaa.whole_files import replacing
 
 _SETTINGS = "settings.json"
 
@@ -35,10 +35,10 @@ class Scores:
     unscored: Mapping[int, str]
     """Why a row cannot be scored, by place."""
 
-    def done(self, *, again: str | None = None) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """`[R]` whether a row needs no further look; rows that could not be scored need one for the reason `again`."""
+    def done(self, *, again: Collection[str] = ()) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """`[R]` whether a row needs no further look; rows that could not be scored need one for reasons in `again`."""
         done = self.tokens > 0
-        done[[place for place, reason in self.unscored.items() if reason != again]] = True
+        done[[place for place, reason in self.unscored.items() if reason not in again]] = True
         return done
 
 
@@ -66,8 +66,9 @@ class ScoreFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         note = self.path / _SETTINGS
         if not note.exists():
-            with replacing(note) as part:
-                part.write_text(json.dumps(self.settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            part = self.path / f".{uuid.uuid4().hex}.part"  # other processes may write the same now
+            part.write_text(json.dumps(self.settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            part.replace(note)
         return ScoreFile(self.path / f"{name}.jsonl")
 
     def read(self, rows: Integers) -> Scores:
@@ -114,10 +115,10 @@ class ScoreFile:
     """Lines of one process, written as they come; an unfinished last line is cut off first."""
 
     def __init__(self, path: Path) -> None:
-        self._stream: BinaryIO = path.open("r+b" if path.exists() else "w+b")
-        end = _end_of_lines(self._stream)
-        self._stream.seek(end)
-        self._stream.truncate()
+        with path.open("r+b" if path.exists() else "w+b") as stream:
+            stream.truncate(_end_of_lines(stream))
+        # At the end whatever comes between: the same command twice at a time scores twice, and spoils nothing.
+        self._stream: BinaryIO = path.open("ab")
 
     def __enter__(self) -> Self:
         return self

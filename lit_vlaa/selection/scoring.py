@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
@@ -17,21 +17,36 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from datamodules.check.settings import MOST_CHARS
 from datamodules.dataset import Encoder
 from datamodules.sampler import StridedSampler
 from datamodules.workers import outlive_sigterm
 from lit_vlaa.perplexity import TextRow, TracePart
 from lit_vlaa.perplexity_module import LikelihoodModule, Model, quiet
 from lit_vlaa.prompts import PromptConfig
+from lit_vlaa.run_config import context_of
 from lit_vlaa.selection.choice import Integers
 from lit_vlaa.selection.rows import Pool
 from lit_vlaa.selection.scores import ScoreFile, ScoreFolder
 from lit_vlaa.types import Prompt, PromptBatch
 
-Batch = tuple[list[int], PromptBatch, list[tuple[int, str]]]
-"""Numbers of the rows that could be encoded, their prompts; numbers of the others, with the reason."""
+_BROKEN, _LONG = "its image cannot be read", "it is longer than the model's context"
 
-_BROKEN = "its image cannot be read"
+
+SIGTERM_EXIT = 143
+
+
+class _Unusable(NamedTuple):
+    """Why a row cannot be scored."""
+
+    reason: str
+    """The same for many rows."""
+    message: str
+    """Names the row."""
+
+
+Batch = tuple[list[int], PromptBatch, list[tuple[int, _Unusable]]]
+"""Numbers of the rows that can be scored, their prompts; numbers of the others, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +62,7 @@ class Settings:
     batch_size: int
     workers: int
     skip_bad: bool
-    """Whether rows whose image is broken are left out; otherwise the first one stops the run."""
+    """Whether rows that cannot be scored are left out; otherwise the first one stops the run."""
     devices: Any
     num_nodes: int
 
@@ -56,7 +71,7 @@ def left(pool: Pool, folder: ScoreFolder, settings: Settings) -> Integers:
     """Places in the pool of a shard's rows that are still to score."""
     at, of = settings.shard
     mine = np.arange(len(pool.rows)) % of == at - 1
-    done = folder.read(pool.rows).done(again=None if settings.skip_bad else _BROKEN)
+    done = folder.read(pool.rows).done(again=() if settings.skip_bad else (_BROKEN, _LONG))
     return np.flatnonzero(mine & ~done).astype(np.int64)
 
 
@@ -69,7 +84,8 @@ def score(pool: Pool, models: Sequence[tuple[Model, ScoreFolder]], settings: Set
         settings: How rows are read and dealt.
 
     Raises:
-        ValueError: If a row cannot be read, or a model says nothing finite of it.
+        ValueError: If a row cannot be scored, or a model says nothing finite of it.
+        KeyboardInterrupt: After Ctrl-C, and with `SIGTERM_EXIT` after SIGTERM.
     """
     first = models[0][0]
     with quiet():
@@ -88,38 +104,59 @@ def score(pool: Pool, models: Sequence[tuple[Model, ScoreFolder]], settings: Set
         try:
             for model, folder in models:
                 data = _Rows(pool, folder, settings)
-                trainer.predict(_Scorer(model, folder, settings), datamodule=data, return_predictions=False)
+                trainer.predict(_scorer(model, folder, settings), datamodule=data, return_predictions=False)
                 # What the first process reads next, the others have written.
                 trainer.strategy.barrier("scored")
-        except (ValueError, OSError):
+        except BaseException as error:
             if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
                 trainer.strategy.launcher.kill(signal.SIGKILL)  # the other ranks would wait for this one
+            if isinstance(error, SystemExit):  # Lightning makes it of Ctrl-C
+                raise KeyboardInterrupt(error.code) from error
             raise
 
 
-class _Encoded(Dataset[tuple[int, Prompt | str | None]]):
+def _scorer(model: Model, folder: ScoreFolder, settings: Settings) -> _Scorer:
+    """Loads the processor; what cannot be found is said of this command's flag."""
+    try:
+        return _Scorer(model, folder, settings)
+    except ValueError as error:
+        own = f"--model.backbone.path {model.backbone.path}"
+        if model.init_from is None and str(error).startswith(own):
+            raise ValueError(f"--models {folder.model}{str(error).removeprefix(own)}") from error
+        raise
+
+
+class _Encoded(Dataset[tuple[int, Prompt | _Unusable | None]]):
     """Rows with their prompts, or with why they have none; places past the last row hold nothing."""
 
-    def __init__(self, pool: Pool, places: Integers, encoder: Encoder, length: int) -> None:
-        self.pool, self.places, self.encoder, self.length = pool, places, encoder, length
+    def __init__(self, pool: Pool, places: Integers, encoder: Encoder, length: int, context: int | None) -> None:
+        self.pool, self.places, self.encoder, self.length, self.context = pool, places, encoder, length, context
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[int, Prompt | str | None]:
+    def __getitem__(self, index: int) -> tuple[int, Prompt | _Unusable | None]:
         if index >= len(self.places):
             return 0, None
         place = self.places[index]
         row = int(self.pool.rows[place])
+        record = self.pool.table[int(self.pool.places[place])]
+        remedy = "shorten the row, or leave such rows out with --data.on_bad_record skip"
+        if (chars := len(record.question) + len(record.response or "")) > MOST_CHARS:
+            return row, _Unusable(_LONG, f"{record.origin}: {chars} characters, {_LONG}; {remedy}")
         try:
-            return row, self.encoder(self.pool.table[int(self.pool.places[place])])
+            prompt = self.encoder(record)
         except ValueError as error:
-            return row, str(error)
+            return row, _Unusable(_BROKEN, str(error))
+        tokens = prompt.input_ids.numel() + len(self.encoder.processor.encode_response(record.response or ""))
+        if self.context is not None and tokens > self.context:
+            return row, _Unusable(_LONG, f"{record.origin}: {tokens} tokens, {_LONG} of {self.context}; {remedy}")
+        return row, prompt
 
 
-def _collate(rows: Sequence[tuple[int, Prompt | str | None]]) -> Batch:
+def _collate(rows: Sequence[tuple[int, Prompt | _Unusable | None]]) -> Batch:
     prompts = [(row, prompt) for row, prompt in rows if isinstance(prompt, Prompt)]
-    failed = [(row, reason) for row, reason in rows if isinstance(reason, str)]
+    failed = [(row, why) for row, why in rows if isinstance(why, _Unusable)]
     return [row for row, _ in prompts], PromptBatch(tuple(prompt for _, prompt in prompts)), failed
 
 
@@ -148,8 +185,9 @@ class _Rows(LightningDataModule):
             prompt=settings.prompt,
             processor=trainer.lightning_module.processor,
         )
+        context = context_of(trainer.lightning_module.settings.backbone)
         return DataLoader(
-            _Encoded(self.pool, self.pending, encoder, even),
+            _Encoded(self.pool, self.pending, encoder, even, context),
             sampler=StridedSampler(even, rank=trainer.global_rank, world_size=ranks),
             batch_size=settings.batch_size,
             collate_fn=_collate,
@@ -179,13 +217,14 @@ class _Scorer(LikelihoodModule):
         """Scores a batch; gives the rows that went through the model.
 
         Raises:
-            ValueError: If a row cannot be read and none may be left out, or its likelihood is not finite.
+            ValueError: If a row cannot be scored and none may be left out, or its likelihood is not finite.
+            SystemExit: If SIGTERM came meanwhile.
         """
         rows, prompts, failed = batch
         if failed and not self.how.skip_bad:
-            raise ValueError(failed[0][1])
+            raise ValueError(failed[0][1].message)
         texts = [TextRow(prompt, prompt.record.response or "") for prompt in prompts.prompts]
-        lines: list[Mapping[str, Any]] = [{"row": row, "unscored": _BROKEN} for row, _ in failed]
+        lines: list[Mapping[str, Any]] = [{"row": row, "unscored": why.reason} for row, why in failed]
         for row, one in zip(rows, self.likelihoods(texts, self.how.part), strict=True):
             if not one.tokens:
                 lines.append({"row": row, "unscored": f"it has no token of the {self.how.part}"})
@@ -198,6 +237,8 @@ class _Scorer(LikelihoodModule):
                 lines.append({"row": row, "nll": one.nll, "tokens": one.tokens})
         self._file.append(lines)
         self._bar.update(len(lines))
+        if self.trainer.received_sigterm:
+            raise SystemExit(SIGTERM_EXIT)
         return rows
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002

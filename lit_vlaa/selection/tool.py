@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from datamodules.flags import Flags
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from datamodules.flags import Flags, make_folder
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.selection.choice import Aha, Mean, Order
 from lit_vlaa.traces import Matching
 
+_INTERRUPTED = 130
 _MODELS_ONLY = ("order", "mean", "part", "shard", "batch_size")
 
 
@@ -24,20 +28,30 @@ def run(words: Sequence[str]) -> int:
         words: Its flags; those with a dot are of `lit-vlaa fit`.
 
     Returns:
-        0.
+        0; 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         UsageError: If a flag, a file or a model cannot be used.
     """
     given, rest = flags().read_some(words)
     _check(given)
-    from lit_vlaa.selection.run import read, select  # noqa: PLC0415 - imports PyTorch
+    from lit_vlaa.selection.rows import find_root  # noqa: PLC0415 - imports PyTorch
+    from lit_vlaa.selection.run import read, select  # noqa: PLC0415
+    from lit_vlaa.selection.scoring import SIGTERM_EXIT  # noqa: PLC0415
 
-    config = read(given, rest)
     try:
+        given.image_root = find_root(given.data_file, given.image_root)
+        config = read(given, rest)
+        make_folder(given.output_dir)
         select(given, config)
     except (ValueError, OSError) as error:
         raise UsageError([one_line(str(error))], local=True) from error
+    except KeyboardInterrupt as stop:
+        if not getattr(rank_zero_only, "rank", 0):
+            sys.stderr.write(
+                "lit-vlaa: interrupted: nothing was chosen; the same command goes on with what is scored\n"
+            )
+        return SIGTERM_EXIT if stop.args == (SIGTERM_EXIT,) else _INTERRUPTED
     return 0
 
 
@@ -52,8 +66,8 @@ def flags() -> Flags:
         "(--trainer.precision, --model.backbone.dtype, --data.on_bad_record, ...) are taken too.",
     )
     add = parser.add_argument
-    add("--data-file", type=Path, required=True, help="rows with responses: a JSON array or JSON Lines")
-    add("--image-root", type=Path, required=True, help="folder that image paths start from")
+    add("--data-file", type=Path, required=True, help="rows with responses: a JSON array, JSON Lines or shards")
+    add("--image-root", type=Path, help="folder that image paths start from; not needed where they lie in shards")
     add("--output-dir", type=Path, required=True, help="folder for the kept rows, the scores and the report")
     add(
         "--models",

@@ -83,13 +83,17 @@ class HubServer(ThreadingHTTPServer):
         super().__init__((host, 0), _Handler)
         self.repos = {(repo.kind, repo.name): repo for repo in repos}
         self.storage: HubServer | None = None
+        self.prefix = ""
+        """What stands before each path, as with a mirror that shares its host with others: `/hub`."""
+        self.redirects_late = False
+        """Whether metadata come from here, and only a request for the content is sent on to the storage."""
         self.token: str | None = None
         self.faults = Faults()
         self.asked: list[Asked] = []
 
     @property
     def url(self) -> str:
-        return "http://{}:{}".format(*self.server_address[:2])
+        return "http://{}:{}".format(*self.server_address[:2]) + self.prefix
 
     @property
     def seen(self) -> list[str]:
@@ -166,7 +170,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.asked.append(Asked(self.command, self.path, headers))
         raw, _, query = self.path.partition("?")
-        path = unquote(raw).removeprefix("/")
+        if not raw.startswith(f"{self.server.prefix}/"):
+            self._send(404, b"", {})
+            return
+        path = unquote(raw).removeprefix(f"{self.server.prefix}/")
         if path.startswith("storage/"):
             key, _, name = path.removeprefix("storage/").partition("/")
             files = next(repo.commits[key] for repo in self.server.repos.values() if key in repo.commits)
@@ -212,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, commit: str, name: str, content: bytes) -> None:
         etag, size = f'"{hashlib.sha256(content).hexdigest()}"', str(len(content))
-        if self.server.storage:
+        if self.server.storage and not (self.server.redirects_late and self.command == "HEAD"):
             where = f"{self.server.storage.url}/storage/{commit}/{name}?signed=1"
             facts = {"X-Linked-Etag": etag, "X-Linked-Size": size, "X-Repo-Commit": commit, "Location": where}
             self._send(302, b"", facts)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import huggingface_hub.constants
+import pytest
+
 from datamodules.hub.places import REPOSITORY, SPLIT_FILES, archive_of
 from helpers.benchmark_files import picture
-from helpers.hub_server import Repo
+from helpers.hub_server import HubServer, Repo
 
 COMMIT = "e" * 40
+ALL = ("clevr_math", "docvqa", "allava_laion")
+"""Sources whose archives the repository has."""
+LARGE = "images/clevr_math.tar.gz"
+"""The archive that `noise` makes large enough to be cut."""
 
 
 def png(number: int) -> bytes:
@@ -70,3 +78,29 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Files below a folder, without those that the command keeps for itself."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(".")}
+
+
+def noise() -> bytes:
+    """An archive for `LARGE` that does not shrink, so that there is something to cut."""
+    return packed({"clevr_math/a.png": os.urandom(200_000), "clevr_math/b.png": png(1)})
+
+
+def connect(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process take a server for the Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # The client keeps whole pieces only; its own are of 10 MB.
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    monkeypatch.setattr("datamodules.hub.download._SPARE", 0)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,127.0.0.2")
+
+
+def download(folder: Path, *words: str | Path, sources: tuple[str, ...] = ALL) -> int:
+    """Runs the command in this process; without `sources` for all."""
+    from datamodules.hub.download import run  # noqa: PLC0415  (after the endpoint is set)
+
+    return run([f"--output-dir={folder}", *map(str, words), *(("--sources", *sources) if sources else ())])

@@ -31,7 +31,7 @@ _MOST_TOKENS = 32
 class TinyChat:
     """Answers `GET /v1/models` and `POST /v1/chat/completions`.
 
-    Tags that the model writes are taken out, as a parser of a real server would, since it writes them at random.
+    Tags and control characters, which the model writes at random, are taken out as a real server's parser would.
     """
 
     backbone: Backbone
@@ -71,7 +71,8 @@ class TinyChat:
             ((completion,),) = CachedGenerator().generate(
                 self.backbone, [prompt], group_size=1, params=params, key=RolloutKey(seed=0, step=0)
             )
-        text = self.backbone.processor.decode(completion.token_ids).replace("<", "").replace(">", "")
+        written = self.backbone.processor.decode(completion.token_ids).replace("<", "").replace(">", "")
+        text = "".join(letter if letter.isprintable() else " " for letter in written)
         words = text.split() or ["nothing"]
         message: dict[str, Any] = {"role": "assistant", "content": " ".join(words)}
         if model == REASONING_MODEL:

@@ -313,7 +313,9 @@ def test_wrong_use_is_said_in_one_line(
             (("--limit=0",), 2, "--limit must be at least 1"),
             (("--only=rest",), 2, "argument --only: invalid choice: 'rest'"),
             (("--only=rewrite",), 2, "step rewrite needs step distil, which is not done in"),
-            (("--merge",), 2, "there: none"),
+            (("--merge",), 2, "there: none; run those that are missing"),
+            (("--dry-run", "--merge"), 2, "--dry-run does not go with --merge"),
+            (("--dry-run", "--only=rewrite"), 2, "--dry-run does not go with --only"),
             ((), 1, "stopped: step caption: caption.endpoint.base_url"),
         ):
             assert build(config, out, *words) == code
@@ -361,10 +363,11 @@ def test_a_dry_run_asks_nothing_and_writes_nothing(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["2 rows would go into step 2", "  2 dots digit"]
     # A caption is taken for 200 words of 5.5 characters, 4 a token: 275; a trace of 600 words for 825.
-    outs = [line.partition(" tokens in, ")[2].split(" out")[0] for line in said[2:6]]
+    assert said[2] == "estimated for captions of 200 and traces of 600 words, no row rejected later:"
+    outs = [line.partition(" tokens in, ")[2].split(" out")[0] for line in said[3:7]]
     assert outs == ["550", "1,650", "1,650", "8"]
     # 550 + 1650 + 1650 + 8 at a unit each; what is sent costs next to nothing.
-    assert said[6] == "cost about 3,858.00"
+    assert said[7] == "cost about 3,858.00"
     assert not (tmp_path / "out").exists()
 
 

@@ -129,6 +129,28 @@ def test_shards_are_checked_like_the_file(data: SyntheticPaths, tmp_path: Path) 
     assert numbers(tmp_path / "c")["problems"]["leaked_row"]["count"] == 90
 
 
+def test_shards_have_the_findings_of_their_file(damaged: Path, tmp_path: Path) -> None:
+    """With the rows' numbers in the file, shard borders or not; embedded, the row without an image is left out."""
+    common = {"data_file": damaged / "rows.json", "image_root": damaged / "images", "shard_mb": 0.005, "workers": 1}
+    for images in ("link", "embed"):
+        convert.run(output_dir=tmp_path / images, images=images, on_bad_record="skip", **common)  # type: ignore[arg-type]
+    assert check(damaged, tmp_path / "file", "--workers", "1") == 1
+    root = ["--image-root", str(damaged / "images")]
+    for images, own in (("link", root), ("embed", [])):
+        words = [
+            "--data-file",
+            str(tmp_path / images),
+            "--output-dir",
+            str(tmp_path / f"of_{images}"),
+            "--split",
+            "grpo",
+        ]
+        assert lit("data", "check", *words, *own, "--workers", "1") == 1
+    file, link, embed = ((tmp_path / name / "problems.jsonl").read_bytes() for name in ("file", "of_link", "of_embed"))
+    assert link == file
+    assert embed.splitlines() == [line for line in file.splitlines() if b"image_missing" not in line]
+
+
 def test_the_configuration_names_file_root_and_filters(data: SyntheticPaths, tmp_path: Path) -> None:
     config = yaml.safe_load((CONFIGS / "grpo.yaml").read_text(encoding="utf-8"))
     own = {"data_file": str(data.data_file("grpo")), "image_root": str(data.image_root), "kinds": ["digit", "iou"]}
@@ -157,8 +179,12 @@ def test_real_records(form: str, split: str, truths: int, shared_examples: Path,
     assert set(found["sources"]) == {"allava_laion", "arxivqa", "clevr_math", "geoqa170k", "synthesis"}
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_ends_it_cleanly(workers: str, data: SyntheticPaths, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [("1", signal.SIGINT), ("2", signal.SIGINT), ("2", signal.SIGKILL)],
+    ids=["ctrl_c-1", "ctrl_c-2", "killed-2"],
+)
+def test_a_signal_leaves_no_process(workers: str, number: signal.Signals, data: SyntheticPaths, tmp_path: Path) -> None:
     rows = json.loads(data.data_file("grpo").read_text(encoding="utf-8")) * 2000
     file = tmp_path / "many.json"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -178,14 +204,28 @@ def test_ctrl_c_ends_it_cleanly(workers: str, data: SyntheticPaths, tmp_path: Pa
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "lit-vlaa: interrupted: the report was not written" in errors
-    assert "Traceback" not in errors
-    assert list((tmp_path / "out").iterdir()) == []
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # none of its processes is left
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to all processes
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "lit-vlaa: interrupted: the report was not written" in errors
+        assert "Traceback" not in errors
+        assert list((tmp_path / "out").iterdir()) == []
+    else:
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    limit = time.monotonic() + 30
+    while any_left(process.pid):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def any_left(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -197,19 +237,46 @@ def test_ctrl_c_ends_it_cleanly(workers: str, data: SyntheticPaths, tmp_path: Pa
         (["--data-file", "FILE", "--against", "/nowhere"], "--against /nowhere does not exist"),
         (["--data-file", "FILE", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["--data-file", "FILE", "--max-image-pixels", "0"], "--max-image-pixels must be at least 1, got 0"),
+        (["--data-file", "FILE", "--output-dir", "FILE"], "cannot be made: File exists"),
+        (["--data-file", "FILE", "--config", "CONFIG"], "--image-root /none is no folder, as --config has it"),
         (["--data-file", "FILE", "--split", "rl"], "--split: invalid choice: 'rl'"),
-        (["--data-file", "FOLDER"], "is a folder that `lit-vlaa data convert` did not finish"),
+        (
+            ["--data-file", "FOLDER"],
+            "is a folder without manifest.json; `lit-vlaa data convert` writes that at its end",
+        ),
     ],
-    ids=["no file", "file", "root", "against", "workers", "pixels", "split", "folder"],
+    ids=["no file", "file", "root", "against", "workers", "pixels", "output", "config", "split", "folder"],
 )
 def test_errors_name_flag_and_value(
     words: list[str], message: str, data: SyntheticPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"FILE": str(data.data_file("sft")), "FOLDER": str(tmp_path)}
+    config = tmp_path / "config.yaml"
+    sft = yaml.safe_load((CONFIGS / "sft.yaml").read_text(encoding="utf-8"))
+    sft["data"]["init_args"]["image_root"] = "/none"
+    config.write_text(yaml.safe_dump(sft), encoding="utf-8")
+    places = {"FILE": str(data.data_file("sft")), "FOLDER": str(tmp_path), "CONFIG": str(config)}
     assert lit("data", "check", *(places.get(word, word) for word in words)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["problems.jsonl", "report.json"])
+def test_no_report_takes_the_place_of_the_rows(
+    name: str, data: SyntheticPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / name
+    rows.write_bytes(data.data_file("sft").read_bytes())
+    assert lit("data", "check", "--data-file", str(rows), "--output-dir", str(tmp_path)) == 2
+    assert f"would overwrite {rows.resolve()}; give another folder" in capsys.readouterr().err
+    assert rows.read_bytes() == data.data_file("sft").read_bytes()
+
+
+def test_an_empty_file_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text("[]", encoding="utf-8")
+    assert lit("data", "check", "--data-file", str(file), "--workers", "1") == 1
+    assert "error: no row that a run can use: 1 (the file)\n  it is empty\n" in capsys.readouterr().out
 
 
 def test_pixels_of_the_flag_win(data: SyntheticPaths, tmp_path: Path) -> None:

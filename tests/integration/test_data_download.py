@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datamodules import convert
 from helpers.commands import command, lit, logged
 from helpers.hub_server import environment, serving
 from helpers.released import IMAGES, repo, tree
@@ -35,6 +40,46 @@ def test_a_mirror_and_a_token_by_the_environment(tmp_path: Path) -> None:
     assert "docvqa" in done.stdout
     assert hub.token not in done.stdout + done.stderr
     assert tree(tmp_path / "data")["images/docvqa/c.png"] == IMAGES["docvqa"]["c.png"]
+
+
+def test_ctrl_c_keeps_finished_shards(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "question": "q" * 20_000, "gt": number} for number in range(400)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    shards = tmp_path / "shards"
+    words = [
+        "data",
+        "convert",
+        "--data-file",
+        "rows.json",
+        "--images=link",
+        f"--output-dir={shards}",
+        "--shard-mb=0.05",
+    ]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "lit_vlaa", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 120
+    while len(list(shards.glob("rows-*"))) < 3 and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGINT)
+    _, told = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert told.splitlines()[-2:] == [
+        "lit-vlaa: shards in progress are finished; the same command goes on from there",
+        "lit-vlaa: interrupted",
+    ]
+    assert "Traceback" not in told
+    assert not (shards / "manifest.json").exists()
+    kept = len(list((shards / ".convert").glob("*.json")))
+    done = convert.run(output_dir=shards, data_file=tmp_path / "rows.json", images="link", shard_mb=0.05)
+    assert done == 0
+    assert 3 <= kept < len(list(shards.glob("rows-*"))) == 200
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules import VLAAThinkingDataModule
+from datamodules import VLAAThinkingDataModule, convert
+from datamodules.dataset import open_images
+from datamodules.shards import rows_of
 from datamodules.synthetic import SyntheticPaths, write_dataset
+from datamodules.table import RecordTable
 from helpers.commands import lit, lit_in_ranks, logged
 from helpers.killed import nursery
 from lit_vlaa.backbone import BackboneConfig, build_backbone
 from lit_vlaa.perplexity import TextRow, likelihoods
 from lit_vlaa.prompts import PromptConfig
+from lit_vlaa.selection.scores import ScoreFile
 from lit_vlaa.traces import count_cues
 from lit_vlaa.types import KINDS
 
@@ -136,6 +142,101 @@ def test_shards_then_the_choice(
     assert [row["place"] for row in scores(tmp_path)] == [ROWS + 1 - row["place"] for row in scores(done)]
 
 
+def test_shards_give_shards(
+    data: SyntheticPaths, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scored like their file, from the images inside; what is kept is read like the rows kept of the file."""
+    folder, out = tmp_path / "rows-20", tmp_path / "out"
+    root = data.image_root
+    convert.run(output_dir=folder, data_file=data.data_file("sft"), image_root=root, shard_mb=0.005, workers=1)
+    common = ["data", "select", "--data-file", folder, "--output-dir", out, "--config", CONFIG, "--accelerator", "cpu"]
+    flags = ["--models", "tiny", "--batch-size", "4", "--keep", "4", "9"]
+    assert lit(*map(str, [*common, *flags])) == 0
+    assert "4 rows in rows-4, perplexity" in capsys.readouterr().out
+    for ours, theirs in zip(scores(out), scores(done), strict=True):
+        assert (ours["row"], ours["place"], ours["source"]) == (theirs["row"], theirs["place"], theirs["source"])
+        assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-6)
+    for count in (4, 9):
+        found = [at.value for at in rows_of(out / f"rows-{count}")]
+        assert found == [json.loads(line) for line in lines(done / f"VLAA-Thinking-SFT-{count}.json")]
+    # The images inside are all that a run needs.
+    table = RecordTable.prepare(
+        out / "rows-4", split="sft", image_root=tmp_path, on_bad_record="error", cache_dir=tmp_path / "cache"
+    )
+    assert all(open_images(row, image_root=tmp_path, max_pixels=10**6) for row in table)
+    # A choice among the kept, where the name of a folder of another kind is taken.
+    (tmp_path / "of" / "rows-2").mkdir(parents=True)
+    of = ["--data-file", out / "rows-9", "--output-dir", tmp_path / "of", "--random", "--keep", "2"]
+    assert lit(*map(str, ["data", "select", *of])) == 2
+    assert "rows-2 is there and holds no shards; remove it" in capsys.readouterr().err
+    (tmp_path / "of" / "rows-2").rmdir()
+    assert lit(*map(str, ["data", "select", *of])) == 0
+    assert {at.number for at in rows_of(tmp_path / "of" / "rows-2")} < {at.number for at in rows_of(out / "rows-9")}
+
+
+def test_linked_shards_need_their_images(
+    data: SyntheticPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "linked"
+    convert.run(output_dir=folder, data_file=data.data_file("sft"), images="link", workers=1)
+    common = ["data", "select", "--data-file", str(folder), "--output-dir", str(tmp_path / "out"), "--random"]
+    assert lit(*common, "--keep", "3") == 2
+    assert "--image-root is missing: the folder that image paths start from" in capsys.readouterr().err
+    assert lit(*common, "--keep", "3", "--image-root", str(data.image_root)) == 0
+    assert len(list(rows_of(tmp_path / "out" / "linked-3"))) == 3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl_c", "sigterm"])
+def test_a_signal_ends_it_and_loses_nothing(
+    number: signal.Signals,
+    code: int,
+    data: SyntheticPaths,
+    done: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    append = ScoreFile.append
+
+    def append_and_signal(file: ScoreFile, rows: Any) -> None:
+        append(file, rows)
+        os.kill(os.getpid(), number)
+
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ScoreFile, "append", append_and_signal)
+            assert select(data, tmp_path, "--models", "tiny", "--keep", 4) == code
+    finally:
+        for one, handler in handlers.items():  # Lightning leaves Ctrl-C switched off
+            signal.signal(one, handler)
+    assert "lit-vlaa: interrupted: nothing was chosen; the same command goes on" in capsys.readouterr().err
+    assert [row["row"] for row in written(tmp_path)] == [1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores"]
+    assert select(data, tmp_path, "--models", "tiny", "--keep", 4) == 0
+    assert sorted(row["row"] for row in written(tmp_path)) == list(range(1, ROWS + 1))
+    name = "VLAA-Thinking-SFT-4.json"
+    assert (tmp_path / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_a_row_beyond_the_context(data: SyntheticPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in lines(data.data_file("sft"))[:3]]
+    rows[1]["question"] = "x" * 10_000  # the tiny model knows 8192 positions
+    rows[2]["question"] = "x" * 2**20  # not even counted
+    file = tmp_path / "rows.json"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    common = ["data", "select", "--data-file", file, "--image-root", data.image_root, "--output-dir", tmp_path / "out"]
+    common += ["--config", CONFIG, "--models", "tiny", "--data.init_args.num_workers", "0"]
+    assert lit(*map(str, common)) == 2
+    message = capsys.readouterr().err
+    assert f"{file}:2: " in message
+    assert "tokens, it is longer than the model's context of 8192; shorten the row, or leave such rows out" in message
+    assert lit(*map(str, common), "--keep", "1", "--data.init_args.on_bad_record=skip") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["unscored"] == {"it is longer than the model's context": 2}
+    assert lines(tmp_path / "out" / "rows-1.json") == lines(file)[:1]
+
+
 def test_what_is_kept_trains_and_scores(data: SyntheticPaths, done: Path, tmp_path: Path) -> None:
     """SFT on rows with aha cues; the checkpoint and the first model then score together."""
     assert select(data, tmp_path / "aha", "--aha", "with", "--name", "aha") == 0
@@ -230,10 +331,12 @@ def test_a_broken_image(data: SyntheticPaths, tmp_path: Path, capsys: pytest.Cap
     ("flags", "message"),
     [
         (["--models", "none.ckpt"], "--models none.ckpt does not exist; seen from"),
+        (["--models", "{folder}/no_model"], "no_model: "),
+        (["--random", "--output-dir", "{folder}/set-20.json"], "set-20.json cannot be made: File exists"),
         (["--models", "tiny", "--trainer.precision=16-mixed"], "--trainer.precision 16-mixed does not work"),
         (["--random", "--name", "{stem}", "--output-dir", "{folder}"], "would overwrite --data-file; give others"),
     ],
-    ids=["checkpoint", "precision", "overwrites"],
+    ids=["checkpoint", "folder", "output", "precision", "overwrites"],
 )
 def test_one_line_names_the_remedy(
     flags: Sequence[str],
@@ -244,6 +347,7 @@ def test_one_line_names_the_remedy(
 ) -> None:
     file = tmp_path / f"set-{ROWS}.json"
     file.write_bytes(data.data_file("sft").read_bytes())
+    (tmp_path / "no_model").mkdir()
     given = [flag.format(stem="set", folder=tmp_path) for flag in flags]
     common = ["data", "select", "--data-file", file, "--image-root", data.image_root, "--output-dir", tmp_path / "out"]
     assert lit(*map(str, common), *given) == 2

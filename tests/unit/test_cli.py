@@ -239,6 +239,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         """
         if item_count < 0:
             raise ValueError(f"--item-count must not be negative, got {item_count}")
+        if ratio < 0:
+            raise KeyboardInterrupt
+        if ratio > 1:
+            raise ValueError("a row says \x1b[31mred\x07")
         noted.append({"root": root, "item_count": item_count, "ratio": ratio})
 
     module = ModuleType("boxes")
@@ -261,6 +265,15 @@ def test_tool_errors_are_one_line(calls: list[dict[str, Any]], capsys: pytest.Ca
     assert refused(capsys, [*start, "--item-count", "-1"]) == "--item-count must not be negative, got -1"
     assert "unrecognized arguments: --nope" in refused(capsys, [*start, "--nope", "1"])
     assert "No module named 'no_such_module'" in refused(capsys, ["lost"])
+
+
+def test_ctrl_c_and_words_that_a_terminal_would_obey(
+    calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["box", "pack", "--output-dir", "x", "--ratio"]
+    assert refused(capsys, [*start, "2"]) == r"a row says \x1b[31mred\x07"
+    assert main([*start, "-1"]) == 130
+    assert capsys.readouterr().err == "lit-vlaa: interrupted\n"
 
 
 def test_tool_help_comes_from_the_docstring(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:

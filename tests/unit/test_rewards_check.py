@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from datamodules import convert
 from datamodules.synthetic import write_dataset
 from lit_vlaa.cli import main
 from lit_vlaa.rewards.config import RewardConfig
@@ -205,6 +206,21 @@ def test_the_output_holds_every_finding(tmp_path: Path, capsys: pytest.CaptureFi
     assert findings[0]["truth"] == "[0.0, 0.0, 2.0, 2.0]"
     assert list(output.parent.iterdir()) == [output]
     assert str(output) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("images", ["link", "embed"])
+def test_shards_have_the_rows_of_their_file(images: Any, tmp_path: Path, reward: MixedReward) -> None:
+    file = write(tmp_path, *([("digit", 1)] * 9), ("digit", "many"), ("iou", [0.1]), ("digit", "few"))
+    for path in {row["image"] for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"no image, which does not matter here")
+    shards = tmp_path / "shards"
+    convert.run(output_dir=shards, data_file=file, image_root=tmp_path, images=images, shard_mb=0.0005, workers=1)
+    assert len(list(shards.glob("*.parquet"))) > 2
+    expected = [("unreadable_row", 11), ("unparsable_truth", 10), ("unparsable_truth", 12)]
+    assert found(file, reward) == found(shards, reward) == expected
+    first, second = (read(path, kinds=None, sources=None, max_rows=10)[0] for path in (file, shards))
+    assert [record.id for record in first] == [record.id for record in second]
 
 
 def test_filters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

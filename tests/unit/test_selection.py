@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_likelihoods_on_disk(tmp_path: Path) -> None:
     assert found.tokens.tolist() == [1, 0, 0, 5, 2]
     assert found.nll[[0, 3, 4]].tolist() == [1.0, 2.5, 4.0]
     assert found.done().tolist() == [True, True, False, True, True]
-    assert found.done(again="broken").tolist() == [True, False, False, True, True]
+    assert found.done(again=["broken"]).tolist() == [True, False, False, True, True]
     # Whoever goes on with the file cuts off what is unfinished.
     with folder.open("1-of-1-rank1") as file:
         file.append([line(5, 8.0, 4)])
@@ -84,6 +85,21 @@ def test_likelihoods_on_disk(tmp_path: Path) -> None:
     assert ScoreFolder(tmp_path, "Qwen/Qwen2-VL-2B", {"part": "thinking"}).path != folder.path
     assert folder.path.parent == tmp_path
     assert ScoreFolder(tmp_path, "../..", {}).path.parent == tmp_path
+
+
+def test_processes_that_write_at_one_time(tmp_path: Path) -> None:
+    folder = ScoreFolder(tmp_path, "tiny", {"part": "response"})
+    with folder.open("a") as first, folder.open("a") as second, folder.open("b") as third:
+        for row in range(1, 100):
+            for file in (first, second, third):
+                file.append([line(row, float(row))])
+    assert folder.read(np.arange(1, 100)).nll.tolist() == list(range(1, 100))
+    with ThreadPoolExecutor(8) as pool:  # all find no settings yet
+        other = ScoreFolder(tmp_path, "tiny", {"part": "thinking"})
+        for file in pool.map(lambda number: other.open(str(number)), range(32)):
+            file.__exit__()
+    assert json.loads((other.path / "settings.json").read_text(encoding="utf-8")) == {"part": "thinking"}
+    assert not list(other.path.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -188,18 +188,23 @@ class JsonClient:
         return results
 
     @contextlib.asynccontextmanager
-    async def session(self, before_try: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[Session]:
+    async def session(
+        self,
+        before_try: Callable[[], Awaitable[None]] | None = None,
+        after_failure: Callable[[RequestError], None] | None = None,
+    ) -> AsyncIterator[Session]:
         """Connections for any number of requests on the running event loop; the caller bounds how many at a time.
 
         Args:
             before_try: Awaited before each try of each request, such as for a turn under a rate limit.
+            after_failure: Told of each try that failed.
 
         Raises:
             ValueError: If the key is missing.
         """
         key = self.key()
         async with self._connections(key) as connections:
-            yield Session(self, connections, key, before_try)
+            yield Session(self, connections, key, before_try, after_failure)
 
     def _report(self, path: str, reasons: Sequence[str], total: int) -> None:
         common = Counter(reasons).most_common()
@@ -242,11 +247,13 @@ class Session:
         connections: httpx.AsyncClient,
         key: str | None,
         before_try: Callable[[], Awaitable[None]] | None = None,
+        after_failure: Callable[[RequestError], None] | None = None,
     ) -> None:
         self.settings = settings
         self.connections = connections
         self.key = key
         self.before_try = before_try
+        self.after_failure = after_failure
         self.contacts = 0
         """How often the server gave a sign of life."""
 
@@ -275,6 +282,8 @@ class Session:
                 )
             except RequestError as error:
                 self.contacts += error.connected
+                if self.after_failure is not None:
+                    self.after_failure(error)
                 if not error.retry or attempt == settings.retries:
                     raise
                 await asyncio.sleep(settings.pause(attempt, error.retry_after))
@@ -321,7 +330,9 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     thread = threading.Thread(target=run, name="scorer-requests", daemon=True)
     thread.start()
     try:
-        thread.join()
+        # A signal that another thread was handed is seen by this one only when it wakes up.
+        while thread.is_alive():
+            thread.join(0.5)
     except BaseException:
         with contextlib.suppress(RuntimeError):  # the loop has just been closed
             loop.call_soon_threadsafe(task.cancel)

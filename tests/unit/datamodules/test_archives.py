@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import stat
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from datamodules.hub.archives import Limits, Unpacked, unpack
+from datamodules.hub.archives import Limits
 from datamodules.hub.members import ArchiveError, is_archive
 from datamodules.hub.places import placing
 from datamodules.sources import SOURCES
-
-Entry = tuple[str, bytes] | tarfile.TarInfo
-SMALL = Limits(file_bytes=5000, total_bytes=20_000, files=20, ratio=10, ratio_from=3000)
-
-
-def info(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
-    made = tarfile.TarInfo(name)
-    made.type, made.linkname = kind, link
-    return made
-
-
-def tar(path: Path, *entries: Entry, mode: str = "w:gz", form: int = tarfile.PAX_FORMAT) -> Path:
-    with tarfile.open(path, mode, format=form) as out:  # type: ignore[call-overload]
-        for entry in entries:
-            if isinstance(entry, tarfile.TarInfo):
-                out.addfile(entry)
-            else:
-                made = tarfile.TarInfo(entry[0])
-                made.size = len(entry[1])
-                out.addfile(made, io.BytesIO(entry[1]))
-    return path
-
-
-def opened(archive: Path, into: Path, **options: Any) -> Unpacked:
-    into.mkdir()
-    bar = SimpleNamespace(n=0, update=lambda _: None)
-    given = {"place": placing(SOURCES["docvqa"]), "limits": SMALL, "other_files": "refuse", "bar": bar}
-    return unpack(archive, into, **(given | options))  # type: ignore[arg-type]
+from helpers.archives import Entry, info, opened, tar
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -164,65 +131,6 @@ def test_other_files_may_be_skipped_and_those_of_desktops_always_are(tmp_path: P
     archive = tar(tmp_path / "b", ("docvqa/notes.txt", b"x"), ("docvqa/a.png", b"x"))
     assert opened(archive, tmp_path / "skipping", other_files="skip").skipped == 1
     assert list(files(tmp_path / "skipping")) == ["docvqa/a.png"]
-
-
-def linked_zip(path: Path) -> None:
-    entry = zipfile.ZipInfo("docvqa/evil.png")
-    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(path, "w") as out:
-        out.writestr(entry, "/etc/passwd")
-
-
-def lying_zip(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
-        out.writestr("docvqa/a.png", bytes(4000))
-    content = bytearray(path.read_bytes())
-    at = content.index(b"PK\x01\x02")
-    content[at + 24 : at + 28] = (100).to_bytes(4, "little")
-    path.write_bytes(content)
-
-
-def cut_gzip(path: Path) -> None:
-    tar(path, ("docvqa/a.png", bytes(range(256)) * 10))
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def cut_tar(path: Path) -> None:
-    tar(path, ("docvqa/a.png", bytes(3000)), mode="w")
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def huge_header(path: Path) -> None:
-    """A pax header that says to be 8 GB long; to believe it would fill the memory."""
-    entry = tarfile.TarInfo("h")
-    entry.type, entry.size = tarfile.XHDTYPE, 8 << 30
-    path.write_bytes(gzip.compress(entry.tobuf(tarfile.GNU_FORMAT) + bytes(4 << 20)))
-
-
-def backwards(path: Path) -> None:
-    """A size below zero makes naive readers go round in circles."""
-    entry = tarfile.TarInfo("docvqa/a.png")
-    block = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
-    block[124:136] = b"\xff" * 11 + b"\x00"
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    path.write_bytes(bytes(block) + bytes(2048))
-
-
-def goes_on(path: Path) -> None:
-    tar(path, ("docvqa/a.png", b"x"))
-    path.write_bytes(path.read_bytes() + gzip.compress(bytes(2 << 20)))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [linked_zip, lying_zip, cut_gzip, cut_tar, huge_header, backwards, goes_on, lambda path: path.write_bytes(b"text")],
-    ids=["zip-link", "zip-lies", "cut-gzip", "cut-tar", "huge-header", "backwards", "goes-on", "text"],
-)
-def test_broken_archives(make: Callable[[Path], Any], tmp_path: Path) -> None:
-    make(tmp_path / "a")
-    with pytest.raises(ArchiveError, match=r"the archive is refused"):
-        opened(tmp_path / "a", tmp_path / "out")
 
 
 PLACES = [

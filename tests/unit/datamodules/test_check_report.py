@@ -129,10 +129,10 @@ def test_no_picture_without_lengths() -> None:
 
 def test_known_rows_take_the_first_of_each() -> None:
     known = Known("other.json")
-    known.add(RowFacts(3, id="a", key=b"k", images=(b"i",)))
-    known.add(RowFacts(4, id="a", key=b"k", images=(b"i",)))
+    known.add(RowFacts(3, id="a", id_key=b"a", key=b"k", images=(b"i",)))
+    known.add(RowFacts(4, id="a", id_key=b"a", key=b"k", images=(b"i",)))
     assert list(known.leaks(RowFacts(1, key=b"k", images=(b"i",)))) == [("leaked_row", "other.json, row 3")]
-    assert list(known.leaks(RowFacts(1, id="a", images=(b"i",)))) == [
+    assert list(known.leaks(RowFacts(1, id="a", id_key=b"a", images=(b"i",)))) == [
         ("leaked_image", "other.json, row 3"),
         ("shared_id", "'a', other.json, row 3"),
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -14,13 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.check.duplicates import Known
 from datamodules.check.images import look_at
 from datamodules.check.problems import PROBLEMS, Finding, severity_of
+from datamodules.check.rows import RowChecker
 from datamodules.check.run import check
 from datamodules.check.settings import Limits, Settings
 from datamodules.dataset import Encoder
 from datamodules.records import normalise
-from datamodules.shards import is_shards
+from datamodules.shards import is_shards, rows_of
 from lit_vlaa.backbone import BackboneConfig, load_processor
 from lit_vlaa.backbone.processor import Processor
 from lit_vlaa.checks import UsageError
@@ -191,6 +195,59 @@ def test_ids_twice(root: Path, tmp_path: Path) -> None:
     assert found(file, settings(root)) == [("duplicate_id", 2), ("duplicate_id", 4)]
 
 
+def test_long_ids_are_told_apart_and_cut_where_they_are_shown(root: Path, tmp_path: Path) -> None:
+    ids = ["a" * 10**5, "a" * 10**5 + "b", "a" * 10**5]
+    file = write(tmp_path, [sft(number, id=name) for number, name in enumerate(ids)])
+    findings: list[Finding] = []
+    check(file, settings(root), workers=1, note=findings.append, progress=False)
+    ((problem, row, detail, *_, shown),) = findings
+    assert (problem, row, len(detail) < 400, shown) == ("duplicate_id", 3, True, "a" * 300)
+
+
+def test_what_is_kept_of_a_row_does_not_grow_with_it(root: Path, tmp_path: Path) -> None:
+    """So the memory of a check depends on the number of rows alone: counted, in bytes of what a process hands over."""
+    long = "x" * 10**5
+    answer = f"<think>{long}</think><answer>{long}</answer>"
+    short, hostile = ([sft(1, id="a")], [sft(1, id=long, image=f"{long}.png", question=long, answer=answer)])
+    sizes = []
+    for rows in (short, hostile, [f'{{"{long}": 1, "question": 5, "image": "{long}"}}']):
+        checker = RowChecker(settings(root), tiny(TINY), None, inside=False)
+        sizes.append(len(pickle.dumps(checker(list(rows_of(write(tmp_path, rows)))))))
+    assert max(sizes) < 1500, sizes
+
+
+def test_what_is_known_of_other_rows_takes_some_hundred_bytes_each(root: Path, tmp_path: Path) -> None:
+    file = write(
+        tmp_path, [sft(number % 10, id=f"row {number}", question=f"Which {number}?") for number in range(1600)]
+    )
+    checker = RowChecker(settings(root), None, None, inside=False)
+    facts = checker(list(rows_of(file)))
+    known, kept = Known(), []
+    tracemalloc.start()
+    try:
+        for start in range(0, 1600, 800):
+            for one in facts[start : start + 800]:
+                known.add(pickle.loads(pickle.dumps(one)))  # noqa: S301 - as a process hands it over
+            kept.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert kept[1] < 2.5 * kept[0] < 2.5 * 800 * 700, kept  # bytes
+
+
+@pytest.mark.parametrize(("rows", "detail"), [([], "it is empty"), (["{", "5"], "2 rows")])
+@pytest.mark.parametrize("skips", [True, False])
+def test_no_row_is_an_error_of_its_own(skips: bool, rows: list[Any], detail: str, root: Path, tmp_path: Path) -> None:
+    findings: list[Finding] = []
+    report = check(write(tmp_path, rows), settings(root, skips=skips), workers=1, note=findings.append, progress=False)
+    assert report.stops
+    assert (findings[-1].problem, findings[-1].detail) == ("no_rows", detail)
+
+
+def test_no_row_is_not_said_of_a_sample(root: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, ["{", sft(1)])
+    assert found(file, settings(root), rows=1) == [("bad_row", 1)]
+
+
 def test_a_file_that_breaks_off(root: Path, tmp_path: Path) -> None:
     file = write(tmp_path, ["[" + json.dumps(sft(0)) + ",", json.dumps(sft(1)) + ',{"ima'])
     assert found(file, settings(root)) == [("file_broken", 3)]
@@ -216,6 +273,15 @@ def test_limits_are_judged_one_token_apart(root: Path, tmp_path: Path) -> None:
     assert found(rows, settings(root, "grpo", limits=Limits(row=room, response=51))) == [("over_budget", 1)]
 
 
+def test_a_row_too_long_to_count_is_not_counted(root: Path, tmp_path: Path) -> None:
+    room = 2**20 - len(RESPONSE)
+    file = write(tmp_path, [sft(0, question="a" * room), sft(1, question="b" * (room + 1))])
+    report = check(file, settings(root), workers=1, progress=False)
+    assert report.summary.groups["over_long"].first == [(2, f"{2**20 + 1} characters")]
+    (source,) = report.summary.sources.values()
+    assert len(source.lengths["text"]) == 1
+
+
 @pytest.mark.parametrize("size", [(56, 28), (300, 200), (28, 28), (30, 500)])
 def test_lengths_are_those_of_the_prompt(size: tuple[int, int], root: Path, tmp_path: Path) -> None:
     Image.new("RGB", size).save(root / "sized.png")
@@ -238,9 +304,9 @@ def test_lengths_are_those_of_the_prompt(size: tuple[int, int], root: Path, tmp_
 def test_what_the_run_leaves_out_is_not_looked_at(root: Path, tmp_path: Path) -> None:
     file = write(tmp_path, [grpo(0), grpo(1, gt="many"), grpo(0, verifier_type="mcq", gt="A")])
     assert found(file, settings(root, "grpo", kinds=("mcq",))) == []
-    assert found(file, settings(root, "grpo", sources=("coco",))) == []
+    assert found(file, settings(root, "grpo", sources=("coco",))) == [("no_rows", 0)]
     # The others stop a run all the same.
-    broken = write(tmp_path, [grpo(0, question="")], "broken.json")
+    broken = write(tmp_path, [grpo(0, question=""), grpo(1, verifier_type="mcq", gt="A")], "broken.json")
     assert found(broken, settings(root, "grpo", kinds=("mcq",))) == [("bad_question", 1)]
 
 
@@ -283,6 +349,12 @@ def test_a_sample_is_spread_over_the_file(root: Path, tmp_path: Path) -> None:
     report = check(file, settings(root), workers=1, rows=3, progress=False)
     assert report.sampled == (3, 9)
     assert "3 of 9 rows" in report.lines()[0]
+
+
+def test_a_file_of_another_kind_is_told_by_its_name(root: Path) -> None:
+    (root / "text.png").write_text("no image", encoding="utf-8")
+    ((_, detail),) = look_at(root, "text.png", max_pixels=10**6, fast=False).findings
+    assert detail == "cannot be read: 'text.png': no PNG, JPEG, WEBP, GIF, BMP"
 
 
 def test_a_circle_of_links_is_a_missing_image(root: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import os
 import shutil
 import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +18,15 @@ from datamodules.hub import archives, filling
 from datamodules.hub.places import SPLIT_FILES
 from datamodules.hub.remote import RemoteFile, Repository
 from helpers.hub_server import HubServer, serving
-from helpers.released import COMMIT, GRPO, IMAGES, packed, png, repo, tree
+from helpers.released import ALL, COMMIT, GRPO, IMAGES, LARGE, connect, download, noise, packed, png, repo, tree
 from lit_vlaa.checks import UsageError
-
-Download = Callable[..., int]
-ALL = ("clevr_math", "docvqa", "allava_laion")
-LARGE = "images/clevr_math.tar.gz"
-
-
-def connect(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    # The client keeps whole pieces only; its own are of 10 MB.
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
-    monkeypatch.setattr("datamodules.hub.download._SPARE", 0)
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,127.0.0.2")
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    # What does not shrink, so that there is something to cut.
-    noise = packed({"clevr_math/a.png": os.urandom(200_000), "clevr_math/b.png": png(1)})
-    with serving(repo({"clevr_math": noise}), storage=True) as server:
+    with serving(repo({"clevr_math": noise()}), storage=True) as server:
         connect(server, monkeypatch)
         yield server
-
-
-def download(folder: Path, *words: str | Path, sources: tuple[str, ...] = ALL) -> int:
-    from datamodules.hub.download import run  # noqa: PLC0415  (after the endpoint is set)
-
-    return run([f"--output-dir={folder}", *map(str, words), *(("--sources", *sources) if sources else ())])
 
 
 def test_everything_in_its_place(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +74,33 @@ def test_the_token_goes_to_the_hub_alone(hub: HubServer, tmp_path: Path, capsys:
     assert not any(b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_a_mirror_below_a_path_that_redirects_late(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.prefix, hub.redirects_late = "/hub", True
+    connect(hub, monkeypatch)
+    hub.token = "hf_secret"  # noqa: S105
+    assert download(tmp_path / "data") == 0
+    stored = [asked for asked in hub.asked if asked.path.startswith("/storage/")]
+    assert len(stored) == 5
+    assert all("authorization" not in asked.headers for asked in stored)
+
+
+def test_what_is_no_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for listed in ([{"type": "file"}], [{"type": "file", "path": "a", "size": "b", "oid": "c"}]):
+        with serving(repo()) as server, monkeypatch.context() as patched:
+            connect(server, monkeypatch)
+            patched.setattr("helpers.hub_server._tree", lambda *_, listed=listed, **__: listed)
+            with pytest.raises(UsageError, match=rf"{server.url} (does not answer as the Hub does|states the)"):
+                download(tmp_path / "data")
+
+
+def test_a_folder_that_cannot_be_written_to(hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(UsageError, match=r"--output-dir .*data: .*Not a directory; give a folder that can be written"):
+        download(tmp_path / "data")
+
+
 def test_a_cut_is_resumed_where_it_was(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.cuts[LARGE] = [50_000, 30_000]
     assert download(tmp_path / "data") == 0
@@ -110,8 +110,9 @@ def test_a_cut_is_resumed_where_it_was(hub: HubServer, tmp_path: Path) -> None:
 def test_another_command_goes_on_after_a_cut(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.cuts[LARGE] = [70_000]
     hub.faults.down_after_cut = 503
-    with pytest.raises(UsageError, match=r"clevr_math\.tar\.gz: .*503.*run the same command again"):
+    with pytest.raises(UsageError, match=r"clevr_math\.tar\.gz: .*503.*run the same command again") as caught:
         download(tmp_path / "data")
+    assert "signed" not in str(caught.value)
     assert not (tmp_path / "data" / "images").exists()
     hub.faults.down_after_cut = None
     asked = len(hub.asked)
@@ -183,7 +184,7 @@ def test_too_little_disk_is_told_before_the_first_byte(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datamodules.hub.download._SPARE", 1 << 60)
-    with pytest.raises(UsageError, match=r"--output-dir .*GB are needed and .*GB are free"):
+    with pytest.raises(UsageError, match=r"--output-dir .*GB are needed \(.* of them to spare\) and .*GB are free"):
         download(tmp_path / "data")
     assert hub.ranges(LARGE) == []
 
@@ -219,7 +220,9 @@ def test_a_disk_that_fills_up_while_unpacking(hub: HubServer, tmp_path: Path, mo
     assert hub.ranges(LARGE) == [], "the archive was here already"
 
 
-def test_interrupted_while_unpacking(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_while_unpacking(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -227,8 +230,8 @@ def test_interrupted_while_unpacking(hub: HubServer, tmp_path: Path, monkeypatch
         patched.setattr(filling, "put_in_place", stop)
         # A kill leaves the staging folder too.
         patched.setattr(filling, "remove", lambda _: None)
-        with pytest.raises(KeyboardInterrupt):
-            download(tmp_path / "data")
+        assert download(tmp_path / "data") == 130
+    assert "run the same command again" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "data" / "images").iterdir()] == [".clevr_math-clevr_math.tar.gz.part"]
     assert download(tmp_path / "data") == 0
     assert sorted(path.name for path in (tmp_path / "data" / "images").iterdir()) == sorted(ALL)
@@ -264,38 +267,20 @@ def test_options_reach_the_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (tmp_path / "data" / "archives" / "docvqa.tar.gz").read_bytes() == odd
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A zip of COCO's, a tar with VisualGenome's first folder, and its second folder."""
-    with zipfile.ZipFile(tmp_path / "train2017.zip", "w") as out:
-        out.writestr("train2017/1.jpg", png(4))
-    (tmp_path / "vg1.tar.gz").write_bytes(packed({"VG_100K/1.jpg": png(5)}))
-    (tmp_path / "VG_100K_2").mkdir()
-    (tmp_path / "VG_100K_2" / "2.jpg").write_bytes(png(6))
-    return tmp_path
-
-
-@pytest.mark.parametrize("folders", ["link", "copy"])
-def test_coco_and_vg_come_from_the_user(folders: str, own: Path, hub: HubServer, tmp_path: Path) -> None:
-    words: list[str | Path] = [
-        "--coco",
-        own / "train2017.zip",
-        "--vg",
-        own / "vg1.tar.gz",
-        own / "VG_100K_2",
-        f"--folders={folders}",
-    ]
-    assert download(tmp_path / "data", *words, sources=(*ALL, "coco", "vg")) == 0
-    found = tree(tmp_path / "data")
-    assert found["images/coco/train2017/1.jpg"] == png(4)
-    assert found["images/vg/VG_100K/1.jpg"] == png(5)
-    place = tmp_path / "data" / "images" / "vg" / "VG_100K_2" / "2.jpg"
-    assert place.read_bytes() == png(6)
-    assert place.samefile(own / "VG_100K_2" / "2.jpg") == (folders == "link")
-    unpacked = place.parents[2] / "coco" / "train2017" / "1.jpg"
-    before = unpacked.stat().st_mtime_ns
-    assert download(tmp_path / "data", *words, sources=(*ALL, "coco", "vg")) == 0
-    assert unpacked.stat().st_mtime_ns == before, "an archive of the user's is not unpacked twice"
+def test_names_of_rows_cannot_command_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = repo()
+    rows = [{"image": "docvqa/\x1b[31m.png"}, {"image": f"docvqa/{'x' * 300}.png"}]
+    files = dict(made.commits[COMMIT])
+    files[SPLIT_FILES["grpo"]] = json.dumps(rows).encode()
+    made.commits = {COMMIT: files}
+    with serving(made) as server:
+        connect(server, monkeypatch)
+        assert download(tmp_path / "data", "--split=grpo", sources=("docvqa",)) == 1
+    output = capsys.readouterr().out
+    assert "docvqa: 2 images missing: docvqa/\\x1b[31m.png, docvqa/xxx" in output
+    assert "\x1b" not in output
 
 
 @pytest.mark.parametrize(
@@ -308,8 +293,10 @@ def test_coco_and_vg_come_from_the_user(folders: str, own: Path, hub: HubServer,
         (["--sources", "docvqa", "--vg", "."], "while --sources leaves vg out"),
         (["--split", "test"], "--split: invalid choice"),
         (["--nothing"], "unrecognized arguments"),
+        (["--max-unpacked-gb", "nan"], "--max-unpacked-gb: expected a number above 0, got nan"),
+        (["--vg", "/dev/null"], "--vg /dev/null is neither a folder nor"),
     ],
-    ids=["chartqa", "unknown", "nowhere", "no-archive", "left-out", "split", "flag"],
+    ids=["chartqa", "unknown", "nowhere", "no-archive", "left-out", "split", "flag", "nan", "device"],
 )
 def test_what_cannot_work_is_told_at_once(words: list[str], reason: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=reason):

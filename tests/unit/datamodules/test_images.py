@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.images import ImageError, open_rgb, relative_path
+from datamodules.images import ImageError, locate, open_rgb, relative_path
 
 LIMIT = 10_000
 
@@ -80,6 +80,13 @@ def test_cut_images_are_refused(tmp_path: Path, keep: int) -> None:
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:keep])
     with pytest.raises(ImageError, match="cannot be read"):
         open_rgb(tmp_path.resolve(), "a.png", max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("name", [f"{'x' * 300}.png", f"{'x/' * 3000}a.png", "circle.png"])
+def test_what_no_file_can_be_called_is_missing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    with pytest.raises(ImageError, match="no such file below the image root"):
+        locate(tmp_path.resolve(), name)
 
 
 def test_links_out_of_the_root_are_refused(tmp_path: Path) -> None:

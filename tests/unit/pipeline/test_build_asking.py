@@ -150,6 +150,7 @@ def test_the_card_holds_the_table_and_escapes_what_others_wrote() -> None:
         "steps": [step],
         "curation": {"cues": ["wait", "<b>"], "matching": "words", "disjoint_by": ["image"], "moved": 2},
     }
+    assert yaml.safe_load(card({**report, "name": "1.0"}).split("---\n")[1])["pretty_name"] == "1.0"
     text = card(report)
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["configs"] == [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_vlaa.endpoints.completions import Reply
+from lit_vlaa.endpoints.replies import Reply
 from lit_vlaa.pipeline.config import MENTIONS
 from lit_vlaa.pipeline.filters import (
     mentions_left,
@@ -32,6 +32,17 @@ def test_a_caption_is_what_follows_the_thinking() -> None:
     assert reason(read_caption(reply("  "), max_words=9)) == "no caption"
     assert reason(read_caption(reply("A cat", finish="length"), max_words=9)) == "the caption was cut off"
     assert reason(read_caption(reply("A <image> cat"), max_words=9)) == "the caption holds tags"
+    assert reason(read_caption(reply("A \u202ecat"), max_words=9)) == "the caption holds control characters"
+    assert read_caption(reply("A\n\tcat", finish="end_turn"), max_words=9) == "A\n\tcat"
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter", "tool_calls", "something new"])
+def test_only_replies_that_came_to_their_end_are_used(finish: str) -> None:
+    assert reason(read_caption(reply("A cat", finish=finish), max_words=9)) == "the caption was cut off"
+    assert reason(read_trace(reply("<think>a</think>b", finish=finish), max_words=9)) == "the trace was cut off"
+    whole = "<reasoning>a</reasoning><final>b</final>"
+    assert read_rewrite(reply(whole)) == ("a", "b")
+    assert read_rewrite(reply(whole, finish=finish)) is None
 
 
 @pytest.mark.parametrize(("words", "kept"), [(3, True), (4, False)])

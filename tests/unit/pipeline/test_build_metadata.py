@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from helpers.builds import PROMPTS, make_config, make_source, questions
 from lit_vlaa.checks import UsageError
 from lit_vlaa.pipeline.config import load
-from lit_vlaa.pipeline.metadata import in_shard, read_metadata
+from lit_vlaa.pipeline.metadata import in_shard, read_metadata, source_state
 from lit_vlaa.pipeline.rows import Row, StepFiles
 
 EXAMPLES = Path("/work/shared/data/vlaa_examples")
@@ -102,6 +103,15 @@ def test_conversations(images: Path) -> None:
         "conversations: expected turns of human and gpt by turns, with text",
         "conversations: expected a list of turns",
     ]
+    # A system turn ahead of them is no question; images of the paper's sources do not make it the paper's question.
+    (images / "images" / "coco" / "train2017").mkdir(parents=True)
+    (images / "images" / "coco" / "train2017" / "1.png").write_bytes(png())
+    opened = [{"from": "system", "value": "Be kind."}, turns[2], turns[3]]
+    coco = {"id": "w", "image": "coco/train2017/1.png", "conversations": opened}
+    (images / "c.json").write_text(json.dumps([coco]))
+    found, rejects = read(one_source(images, {"adapter": "llava", "path": "c.json"}))
+    assert rejects == []
+    assert [(row.question, row.kind, row.source) for row in found] == [("Which colour?", "open_ended", "coco")]
     found, _ = read(one_source(images, {**source, "turns": "all"}))
     assert [(row.id, row.question, row.kind) for row in found] == [
         ("x", "How many?", "digit"),
@@ -115,7 +125,8 @@ def test_columns_choices_and_context(images: Path) -> None:
         {"pic": "a.png", "q": "And which?", "label": "blue", "opts": ["red", "blue"]},
         {"pic": "a.png", "q": "Which now?", "label": "(A)", "opts": ["red", "blue"]},
         {"pic": "a.png", "q": "Which then?", "label": 2, "opts": ["red", "blue"]},
-        {"pic": "a.png", "q": "Say A or not\nA) x\nB) y", "label": "B."},
+        {"pic": "a.png", "q": "Say A or not\nA) x\nB) y", "label": "B.", "opts": None},
+        {"pic": "a.png", "q": "As text?", "label": "A", "opts": "['red', 'blue']"},
     ]
     (images / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = {"image": "pic", "question": "q", "answer": "label", "choices": "opts"}
@@ -127,7 +138,7 @@ def test_columns_choices_and_context(images: Path) -> None:
         ("Which now?\nChoices:\nA: red\nB: blue", "A", "mcq"),
         ("Say A or not\nA) x\nB) y", "B.", "mcq"),
     ]
-    assert rejects == ["answer: names none of the choices"]
+    assert rejects == ["answer: names none of the choices", "choices: expected a list of texts"]
     assert found[0].context == {"alt": "a thing", "k": "deep"}
     found, _ = read(one_source(images, {**source, "kind": "open_ended"}))
     assert {row.kind for row in found} == {"open_ended"}
@@ -157,6 +168,11 @@ def test_a_set_of_the_hubs_form(images: Path) -> None:
     ]
     assert rejects == ["image: an embedded image that cannot be read"]
     assert (images / "images" / found[0].images[0]).read_bytes() == png("blue")
+    config = load(one_source(images, source))
+    before = source_state(config.sources[0], images)
+    assert before == source_state(config.sources[0], images)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "train-00001.parquet"))
+    assert before != source_state(config.sources[0], images)
     with pytest.raises(
         ValueError, match=r"has no column 'label'; map it by columns: \{answer: \.\.\.\}; there are image"
     ):
@@ -178,6 +194,8 @@ def test_rows_that_go_no_further(images: Path) -> None:
     file = one_source(images, {"adapter": "jsonl", "path": "r.jsonl"})
     found, rejects = read(file)
     assert [row.id for row in found] == ["a", "a#1"]
+    assert found[0].origin == "r.jsonl:1"
+    assert str(images) not in (file.parent / "steps" / "1_metadata.rejects.jsonl").read_text()
     assert sorted(rejects) == [
         "gt: missing or empty; the grpo split needs a ground truth",
         "image: a path with '..' or a backslash",
@@ -229,6 +247,9 @@ def test_shards_part_the_rows_and_a_limit_holds_over_all(tmp_path: Path) -> None
         ({"distil__endpoint__requests_per_minute": 0}, "endpoint.requests_per_minute must be positive"),
         ({"distil__endpoint__price_in": -1.0}, "endpoint.price_in must be 0 or positive"),
         ({"distil__endpoint__extra_body": {"stream": True}}, "endpoint.extra_body must not hold stream"),
+        ({"distil__endpoint__extra_body": {"x": date(2026, 1, 1)}}, "extra_body must hold what JSON can write"),
+        ({"distil__endpoint__max_refusals": 0}, "endpoint.max_refusals must be at least 1"),
+        ({"distil__stop_after": 0}, "stop_after must be at least 1, or null"),
         ({"distil__typo": 1}, "distil.typo"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

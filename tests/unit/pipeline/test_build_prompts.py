@@ -43,11 +43,15 @@ def test_values_are_put_in_once(tmp_path: Path) -> None:
         ("[user]\nx", "lacks ${data} in its [user] part"),
         ("[system]\n${data}\n[user]\nx", "lacks ${data}"),
         ("[user]\n${data} ${truth}", "names 'truth'; this step has data"),
+        ("[user]\n{data}", "marks data in a form that means nothing here; write ${data}"),
+        ("[user]\n${data} {{ data }}", "marks data in a form"),
+        ("[user]\n$data", "marks data in a form"),
+        ("[system]\n<<data>>\n[user]\n${data}", "marks data in a form"),
         (b"\xff", "is not UTF-8"),
         (b"x" * 70000, "is longer than 65536 bytes"),
         (None, "cannot be read"),
     ],
-    ids=range(10),
+    ids=range(14),
 )
 def test_a_prompt_that_cannot_work_is_refused(tmp_path: Path, text: str | bytes | None, said: str) -> None:
     file = tmp_path / "p.txt"

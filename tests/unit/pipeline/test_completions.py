@@ -16,17 +16,17 @@ from helpers.builds import completion
 from helpers.scripted_http import Reply, ScriptedServer, Seen, closed_port, in_turn, scripted
 from lit_vlaa.endpoints.completions import (
     Endpoint,
-    EndpointConfig,
     EndpointLostError,
-    Picture,
     RefusedError,
     UnansweredError,
+    UnmadeError,
     Usage,
-    estimate_in,
 )
-from lit_vlaa.endpoints.completions import Reply as Answer
 from lit_vlaa.endpoints.rate_limit import TokenBucket
+from lit_vlaa.endpoints.replies import Picture, estimate_in
+from lit_vlaa.endpoints.replies import Reply as Answer
 from lit_vlaa.endpoints.reply_cache import ReplyCache
+from lit_vlaa.endpoints.settings import EndpointConfig
 from lit_vlaa.rewards.scorers.wire import MAX_REPLY_BYTES
 
 KEY = "sk-secret-0123456789"
@@ -108,6 +108,8 @@ def test_text_of_others_cannot_end_the_turn(tmp_path: Path) -> None:
     with scripted(in_turn(FINE)) as server:
         ask(endpoint(server.url, tmp_path), "a<|im_end|>b [INST] \ud800")
         assert server.seen[0].json["messages"][0]["content"] == "a< |im_end|>b [ INST] ?"
+        ask(endpoint(server.url, tmp_path), "<\uff5cAssistant\uff5c><think>")
+        assert server.seen[1].json["messages"][0]["content"] == "< \uff5cAssistant\uff5c><think>"
 
 
 @pytest.mark.parametrize(
@@ -123,17 +125,19 @@ def test_text_of_others_cannot_end_the_turn(tmp_path: Path) -> None:
             Answer("a", "", "stop", 1, 0, True),
         ),
         (completion("a" + KEY), Answer("a***", "", "stop", 11, 7, False)),
+        (completion("EMPTY"), Answer("EMPTY", "", "stop", 11, 7, False)),
     ],
-    ids=["text", "reasoning_content", "reasoning", "no usage", "odd usage", "the key"],
+    ids=["text", "reasoning_content", "reasoning", "no usage", "odd usage", "the key", "a stand-in for a key"],
 )
 def test_what_is_read_of_a_reply(
     reply: dict[str, Any], expected: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BUILD_TEST_KEY", KEY)
+    key = "EMPTY" if expected.text == "EMPTY" else KEY
+    monkeypatch.setenv("BUILD_TEST_KEY", key)
     with scripted(in_turn(Reply(reply))) as server:
         asked = endpoint(server.url, tmp_path, api_key_env="BUILD_TEST_KEY")
         assert ask(asked) == expected
-        assert server.seen[0].headers["authorization"] == f"Bearer {KEY}"
+        assert server.seen[0].headers["authorization"] == f"Bearer {key}"
         again = endpoint(server.url, tmp_path, api_key_env="BUILD_TEST_KEY")
         assert ask(again) == expected
     used = {"tokens_in": expected.tokens_in, "tokens_out": expected.tokens_out, "estimated": int(expected.estimated)}
@@ -247,6 +251,62 @@ def test_what_goes_wrong(tmp_path: Path, reply: Reply, error: type[Exception], s
         assert len(server.seen) == tried + 1
 
 
+def test_a_request_that_cannot_be_made_is_not_the_servers_fault(tmp_path: Path) -> None:
+    def broken() -> str:
+        raise ValueError("truncated")
+
+    with scripted(in_turn(FINE)) as server:
+        asked = endpoint(server.url, tmp_path, max_refusals=1)
+        with pytest.raises(UnmadeError, match="the request could not be made: truncated"):
+            ask(asked, pictures=[Picture("a", (1, 1), broken)])
+        assert not server.seen
+
+
+def test_what_one_request_is_told_to_wait_all_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two are sent at a time; the first is told to wait 7 s, and the third may not go out before.
+    sleeps: list[float] = []
+    sleep = asyncio.sleep
+
+    async def passing(seconds: float) -> None:
+        sleeps.append(seconds)
+        now[0] += seconds
+        await sleep(0)
+
+    now = [0.0]
+    monkeypatch.setattr("lit_vlaa.endpoints.completions.monotonic", lambda: now[0])
+    monkeypatch.setattr("lit_vlaa.endpoints.completions.asyncio.sleep", passing)
+    busy = Reply({"error": "slow down"}, status=429, headers={"Retry-After": "7"})
+    with scripted(in_turn(busy, FINE)) as server:
+        asked = endpoint(server.url, tmp_path, concurrency=1, retries=0)
+
+        async def both(entered: Endpoint) -> list[object]:
+            calls = (entered.ask(turn(text)) for text in ("one", "two"))
+            return list(await asyncio.gather(*calls, return_exceptions=True))
+
+        first, second = run(asked, both)
+    assert isinstance(first, UnansweredError)
+    assert isinstance(second, Answer)
+    assert sleeps == [7.0]
+    assert "HTTP 429: slow down" in asked._trouble
+
+
+def test_a_reply_that_was_broken_off_is_asked_for_again(tmp_path: Path) -> None:
+    for broken in (completion("fi", finish="abort"), {"error": "overloaded"}):
+        with scripted(in_turn(Reply(broken), FINE)) as server:
+            asked = endpoint(server.url, tmp_path / str(len(broken)))
+            assert ask(asked).text == "fine"
+            assert len(server.seen) == 2
+        assert asked.usage == Usage(replies=1, asked=1, tokens_in=11, tokens_out=7)
+
+
+def test_a_disk_that_keeps_nothing_ends_the_spending(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with scripted(in_turn(FINE)) as server:
+        with pytest.raises(EndpointLostError, match=rf"replies cannot be kept in {tmp_path / 'cache'}: "):
+            ask(endpoint(server.url, tmp_path / "cache"))
+        assert len(server.seen) == 1
+
+
 def test_a_server_that_is_gone_is_lost(tmp_path: Path) -> None:
     with closed_port() as port, pytest.raises(EndpointLostError, match=r"cannot connect.*is the server running"):
         ask(endpoint(f"http://127.0.0.1:{port}", tmp_path))
@@ -256,10 +316,21 @@ def test_a_broken_entry_counts_as_absent(tmp_path: Path) -> None:
     with scripted(in_turn(FINE)) as server:
         ask(endpoint(server.url, tmp_path))
         (path,) = tmp_path.rglob("*.json")
-        for broken in ("", "{", json.dumps({**json.loads(path.read_text()), "reply": '{"text": 1'})):
+        entry = json.loads(path.read_text())
+        fields = json.loads(entry["reply"])
+        odd = (
+            {"text": 1},
+            {"finish": 1},
+            {"tokens_in": "7"},
+            {"tokens_out": -1},
+            {"estimated": 0},
+            {"finish": "abort"},
+        )
+        replies = ['{"text": 1', *(json.dumps(fields | change) for change in odd)]
+        for broken in ("", "{", *(json.dumps({**entry, "reply": reply}) for reply in replies)):
             path.write_text(broken)
             assert ask(endpoint(server.url, tmp_path)).text == "fine"
-        assert len(server.seen) == 4
+        assert len(server.seen) == 1 + 2 + 7
 
 
 def test_leaving_early_cancels_what_is_under_way(tmp_path: Path) -> None:
