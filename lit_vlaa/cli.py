@@ -83,6 +83,9 @@ TOOLS = {
     "study perplexity": Tool(
         "lit_vlaa.study.perplexity_tool:run", "perplexity of saved responses under a base model", words=True
     ),
+    "export": Tool(
+        "lit_vlaa.export.tool:run", "write a checkpoint as a model folder in the Hub's layout, with a card", words=True
+    ),
     "doctor": Tool("lit_vlaa.doctor:run", "tell whether runs work here, and how much memory one takes", words=True),
     "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
 }

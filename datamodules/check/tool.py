@@ -13,11 +13,11 @@ from datamodules.check.parts import backbone_of, read_config
 from datamodules.check.problems import Finding, severity_of
 from datamodules.check.run import Note, check, ignore, line_of, write
 from datamodules.check.settings import MAX_IMAGE_PIXELS, Settings, of_config, with_context
-from datamodules.flags import Flags
 from datamodules.records import Split
 from datamodules.rows import BadRecord
 from datamodules.shards import is_shards, rows_of
 from lit_vlaa.checks import UsageError
+from lit_vlaa.flags import Flags
 from lit_vlaa.whole_files import replacing
 
 INTERRUPTED = 130

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.flags import Flags
 from datamodules.hub.archives import Limits
 from datamodules.hub.counting import count, remarks, table
 from datamodules.hub.filling import Filler
@@ -33,6 +32,7 @@ from datamodules.hub.places import (
 from datamodules.hub.remote import RemoteFile, Repository
 from datamodules.sources import SOURCES
 from lit_vlaa.checks import UsageError
+from lit_vlaa.flags import Flags
 from lit_vlaa.whole_files import replacing
 
 _STATE = ".lit_vlaa_download"

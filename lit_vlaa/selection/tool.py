@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from datamodules.flags import Flags
 from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.flags import Flags
 from lit_vlaa.selection.choice import Aha, Mean, Order
 from lit_vlaa.traces import Matching
 
