@@ -91,6 +91,9 @@ TOOLS = {
 }
 """Tools by command; a command may have two words."""
 
+PREDICT = Tool("lit_vlaa.predict.tool:run", "answer a question on images, or a file of them", words=True)
+"""What `predict` is when a model follows it, not a flag."""
+
 
 class _ToolParser(ArgumentParser):
     """Reports errors without the usage."""
@@ -137,6 +140,8 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in {"-V", "--version"}:
         sys.stdout.write(f"lit-vlaa {_version()}\n")
         return 0
+    if words[0] == "predict" and words[1:] and not words[1].startswith("-"):
+        return _run_tool("predict", PREDICT, words[1:])
     if words[0] in RUNS:
         from lit_vlaa.lightning_cli import run  # noqa: PLC0415 (imports Lightning)
 
@@ -208,6 +213,7 @@ def _help() -> str:
             "commands:",
             *(f"  {name:<{width}}  {summary}" for name, summary in commands.items()),
             "",
+            "  lit-vlaa predict MODEL ...       answer one question, or a file of them (predict MODEL --help)",
             "  lit-vlaa COMMAND --help          its flags; models and data have their own:",
             "  lit-vlaa fit --model.help CLASS  the flags of a model",
             "  lit-vlaa fit ... --print_config  the whole configuration, as a file for --config",
