@@ -166,7 +166,20 @@ class VLAACLI(LightningCLI):
 
 
 class Parsed(VLAACLI):
-    """Parses what a command would, checks no more, and builds nothing; `config` has the result."""
+    """Parses what a command would, checks no more, and builds nothing; `config` has the result.
+
+    Args:
+        command: The command; the others are not prepared, which takes its time.
+        args: As for `VLAACLI`.
+    """
+
+    def __init__(self, command: str = "fit", args: ArgsType = None) -> None:
+        self._command = command
+        super().__init__(args)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of an instance, not of the class
+        """The command alone."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses.
