@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
+from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.optimizer_states import numbered
 from lit_vlaa.parallel import gather_objects
 from lit_vlaa.whole_files import hidden, put_in_place, remove, remove_leftovers, replacing, sync_folder
@@ -55,7 +58,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         remove_leftovers(path.parent)
-        with replacing(path) as part:
+        with telling(path), replacing(path) as part:
             _write(checkpoint, part)
 
     def load_checkpoint(
@@ -90,6 +93,11 @@ def save_sharded(checkpoint: dict[str, Any], path: Path) -> None:
         checkpoint: With sharded `state_dict` and `optimizer_states`; all else is taken from rank 0.
         path: The same on every rank, in a file system that all of them see.
     """
+    with telling(path):
+        _save_sharded(checkpoint, path)
+
+
+def _save_sharded(checkpoint: dict[str, Any], path: Path) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save  # noqa: PLC0415  # slow to import
 
     rank, part = distributed.get_rank(), hidden(path)
@@ -108,6 +116,26 @@ def save_sharded(checkpoint: dict[str, Any], path: Path) -> None:
         parts = {name: value for some in sums for name, value in some.items()}
         _write({**checkpoint, _PARTS: parts, _OPTIMIZERS: len(optimizers)}, part / SHARDED_METADATA)
         put_in_place(part, path)
+
+
+@contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Says in one line that a checkpoint could not be written, why, and how to go on.
+
+    Raises:
+        RunStoppedError: In place of what the disk, or PyTorch's writer, raised.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # PyTorch's writer reports a disk that is full as a position that it did not expect.
+        cause = error if isinstance(error, OSError) or not isinstance(error.__context__, OSError) else error.__context__
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(folder).free / 2**30
+        raise RunStoppedError(
+            f"the checkpoint {path} could not be written ({_short(cause)}; {free:.3g} GiB are free there). Those that "
+            "were written before are whole: make room, and go on from them with --ckpt_path last"
+        ) from error
 
 
 def problem(path: Path) -> str:
@@ -237,7 +265,7 @@ def _vanished(error: OSError) -> str:
     return "was removed meanwhile" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 

@@ -244,6 +244,7 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
     from lightning_utilities.core.rank_zero import rank_zero_info  # noqa: PLC0415 (see the module's docstring)
 
     from lit_vlaa.checkpoints import newest  # noqa: PLC0415
+    from lit_vlaa.run_folder import going_on  # noqa: PLC0415
     from lit_vlaa.whole_files import remove_leftovers  # noqa: PLC0415
 
     if _LAST in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":  # found by the process that started this one
@@ -260,6 +261,11 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
         raise UsageError(
             [f"--ckpt_path last: {fault}" for fault in passed_over] or [f"--ckpt_path last: none is below {folders[0]}"]
         )
+    live = None if path is None or command != "fit" else going_on(path)
+    if live is not None:
+        reason = f"--ckpt_path last: {path} belongs to a run that is still going on, in {live}"
+        remedy = "wait for its end, give this run another --trainer.default_root_dir, or name the checkpoint's path"
+        raise UsageError([f"{reason}; {remedy}"])
     for fault in passed_over:
         rank_zero_info(f"--ckpt_path last: passed over, since {fault}")
     rank_zero_info(f"--ckpt_path last: {path or f'none below {folders[0]} yet, the run starts at its beginning'}")

@@ -85,10 +85,16 @@ TOOLS = {
     "study perplexity": Tool(
         "lit_vlaa.study.perplexity_tool:run", "perplexity of saved responses under a base model", words=True
     ),
+    "export": Tool(
+        "lit_vlaa.export.tool:run", "write a checkpoint as a model folder in the Hub's layout, with a card", words=True
+    ),
     "doctor": Tool("lit_vlaa.doctor:run", "tell whether runs work here, and how much memory one takes", words=True),
     "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
 }
 """Tools by command; a command may have two words."""
+
+PREDICT = Tool("lit_vlaa.predict.tool:run", "answer a question on images, or a file of them", words=True)
+"""What `predict` is when a model follows it, not a flag."""
 
 
 class _ToolParser(ArgumentParser):
@@ -151,6 +157,8 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in {"-V", "--version"}:
         sys.stdout.write(f"lit-vlaa {_version()}\n")
         return 0
+    if words[0] == "predict" and words[1:] and not words[1].startswith("-"):
+        return _run_tool("predict", PREDICT, words[1:])
     if words[0] in RUNS:
         from lit_vlaa.lightning_cli import run  # noqa: PLC0415 (imports Lightning)
 
@@ -222,6 +230,7 @@ def _help() -> str:
             "commands:",
             *(f"  {name:<{width}}  {summary}" for name, summary in commands.items()),
             "",
+            "  lit-vlaa predict MODEL ...       answer one question, or a file of them (predict MODEL --help)",
             "  lit-vlaa COMMAND --help          its flags; models and data have their own:",
             "  lit-vlaa fit --model.help CLASS  the flags of a model",
             "  lit-vlaa fit ... --print_config  the whole configuration, as a file for --config",

@@ -20,8 +20,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning_utilities.core.rank_zero import rank_zero_only
 
-from lit_vlaa.checks import PreemptedExit, UsageError, find_problems, last_checkpoint, one_line
+from lit_vlaa.checks import PreemptedExit, RunStoppedError, UsageError, find_problems, last_checkpoint, one_line
+from lit_vlaa.run_folder import claim, release
 from lit_vlaa.strategies import map_strategy_name
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -154,6 +156,13 @@ class VLAACLI(LightningCLI):
         """
         try:
             super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RunStoppedError(
+                f"{one_line(str(error)).rstrip('. ')}. Machines short of memory do that: try a smaller "
+                "--data.num_workers, and go on from the last checkpoint with --ckpt_path last"
+            ) from error
         except (ValueError, OSError, ModuleNotFoundError, MisconfigurationException) as error:
             reading = _raised_while_reading(error)
             if self._progress.started and not reading:
@@ -166,7 +175,20 @@ class VLAACLI(LightningCLI):
 
 
 class Parsed(VLAACLI):
-    """Parses what a command would, checks no more, and builds nothing; `config` has the result."""
+    """Parses what a command would, checks no more, and builds nothing; `config` has the result.
+
+    Args:
+        command: The command; the others are not prepared, which takes its time.
+        args: As for `VLAACLI`.
+    """
+
+    def __init__(self, command: str = "fit", args: ArgsType = None) -> None:
+        self._command = command
+        super().__init__(args)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of an instance, not of the class
+        """The command alone."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses.
@@ -231,8 +253,17 @@ def _reason(error: BaseException) -> str:
 
 
 def default_loggers(root: str | Path) -> list[Logger]:
-    """TensorBoard events and `metrics.csv` side by side in `<root>/version_<n>`, with the first n that is free."""
+    """TensorBoard events and `metrics.csv` side by side in `<root>/version_<n>`, with the first n that is free.
+
+    Raises:
+        UsageError: If the folder cannot be made.
+    """
     tensorboard = TensorBoardLogger(root, name="")
+    if rank_zero_only.rank == 0:
+        try:
+            tensorboard = TensorBoardLogger(root, name="", version=claim(Path(root), int(tensorboard.version)))
+        except OSError as error:
+            raise UsageError([f"--trainer.default_root_dir {root} cannot be written to: {error.strerror}"]) from error
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # The folder is shared on purpose.
     # Every row is on the disk before the next checkpoint, so that a run that goes on after a crash leaves no gap.
     return [tensorboard, CSVLogger(root, name="", version=tensorboard.version, flush_logs_every_n_steps=1)]
@@ -256,6 +287,8 @@ def run(args: Sequence[str]) -> None:
         VLAACLI()
     except PreemptedExit as stop:
         preempted = stop
+    finally:
+        release()
     if torch.distributed.is_initialized():
         # A rank that leaves early makes gloo abort the ranks that still hold connections to it.
         torch.distributed.barrier()

@@ -13,11 +13,11 @@ from datamodules.check.parts import backbone_of, read_config
 from datamodules.check.problems import Finding, severity_of
 from datamodules.check.run import REPORTS, Note, check, ignore, line_of, write
 from datamodules.check.settings import MAX_IMAGE_PIXELS, Settings, of_config, with_context
-from datamodules.flags import Flags, make_folder
 from datamodules.records import Split
 from datamodules.rows import BadRecord
 from datamodules.shards import rows_of, trouble_with
 from lit_vlaa.checks import UsageError
+from lit_vlaa.flags import Flags, make_folder
 from lit_vlaa.whole_files import replacing
 
 INTERRUPTED = 130

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.flags import Flags
 from datamodules.hub.members import is_archive
 from datamodules.hub.places import REPOSITORY, SPLIT_FILES, UNUSED, Split, used_by
 from datamodules.sources import SOURCES
 from lit_vlaa.checks import UsageError
+from lit_vlaa.flags import Flags
 
 
 def parser() -> Flags:

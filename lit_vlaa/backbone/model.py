@@ -157,12 +157,16 @@ class Backbone(nn.Module):
             self._vision_apart = True
         fully_shard(self, **options)
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
         """Writes an unsharded model in the Hub's layout (safetensors, config, tokenizer, image settings).
 
         Adapters are added to the weights, so that transformers, vLLM and others load it as any other model.
+
+        Args:
+            directory: Folder to write to.
+            max_shard_size: Most bytes of a weight file.
         """
-        self.model.save_pretrained(directory, state_dict=merged_weights(self.model))
+        self.model.save_pretrained(directory, state_dict=merged_weights(self.model), max_shard_size=max_shard_size)
         self.processor.save(directory)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

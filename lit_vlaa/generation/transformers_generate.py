@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 from lit_vlaa.backbone.model import Backbone
 from lit_vlaa.generation.protocol import OnGroup, RolloutKey
@@ -21,6 +22,14 @@ from lit_vlaa.types import Completion, Prompt, SamplingParams
 
 class TransformersGenerator:
     """Rollouts by `model.generate` (implements `Generator`)."""
+
+    def __init__(self, *, streamer: BaseStreamer | None = None) -> None:
+        """Sets who reads along.
+
+        Args:
+            streamer: Is told of every token of a single completion as soon as it is drawn.
+        """
+        self.streamer = streamer
 
     @torch.no_grad()
     def generate(
@@ -52,6 +61,7 @@ class TransformersGenerator:
             eos_token_id=list(backbone.processor.stop_token_ids),
             pad_token_id=backbone.processor.pad_token_id,
             logits_processor=LogitsProcessorList([draw]),
+            streamer=self.streamer,
         )
         # A training forward pass would otherwise take these offsets for its own.
         model.model.rope_deltas = None

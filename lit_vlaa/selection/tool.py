@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from datamodules.flags import Flags, make_folder
 from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.flags import Flags, make_folder
 from lit_vlaa.selection.choice import Aha, Mean, Order
 from lit_vlaa.traces import Matching
 

@@ -102,7 +102,7 @@ def parsed(flags: Sequence[str]) -> Any:
     # Lightning warns of arguments that it is given beside those of the process.
     sys.argv = [before[0], "test", *flags]
     try:
-        return Parsed().config["test"]
+        return Parsed("test").config["test"]
     finally:
         sys.argv = before
 

@@ -1,0 +1,111 @@
+"""`lit-vlaa export`: a checkpoint as a model folder in the Hub's layout."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.export.run_files import config_beside
+from lit_vlaa.flags import Flags
+
+SEPARATOR = "::"
+"""As `lit_vlaa.backbone.adapter_state.SEPARATOR`, which imports PyTorch."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def run(words: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        words: The checkpoint and the flags.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: If a flag, the checkpoint or a file cannot be used.
+    """
+    given = flags().read(words)
+    _check(given)
+    from lit_vlaa.export.folder import export  # noqa: PLC0415 - imports transformers
+
+    command = shlex.join(["lit-vlaa", "export", *words])
+    try:
+        written = export(
+            given.checkpoint,
+            given.output_dir,
+            config=given.config,
+            dtype=given.dtype,
+            scores=given.scores,
+            name=given.name or given.output_dir.absolute().name,
+            max_shard_gb=given.max_shard_gb,
+            command=command,
+        )
+    except (ValueError, OSError) as error:
+        raise UsageError([one_line(str(error))]) from error
+    sys.stdout.write("\n".join(written) + "\n")
+    return 0
+
+
+def flags() -> Flags:
+    """The command's flags."""
+    parser = Flags(
+        prog="lit-vlaa export",
+        allow_abbrev=False,
+        description="Writes a checkpoint's policy as a model folder in the Hub's layout: safetensors, tokenizer, image "
+        "settings, a chat template that begins with the system prompt of training, generation settings, a model card, "
+        "and the run's configuration. Adapters are added to the weights. The folder loads in transformers, and goes "
+        "to the Hub with `hf upload`.",
+    )
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        help="a .ckpt file, or a folder of sharded FSDP2 (its index is a pickle: only from sources that you trust)",
+    )
+    add("--output-dir", type=Path, required=True, help="folder to write; it must not be there, or be empty")
+    add(
+        "--config",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="configuration of the run (default: the config.yaml that it left beside the checkpoint)",
+    )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="type of the stored weights (default: that of the base model, as its config.json has it)",
+    )
+    add(
+        "--scores",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="evaluations for the card: a summary.json of BenchmarkEvaluation, or a log folder of `lit-vlaa test` "
+        "(default: the run's own summary.json, if there is one)",
+    )
+    add("--name", help="title of the card (default: the folder's name)")
+    add("--max-shard-gb", type=float, default=5.0, metavar="GB", help="most bytes of a weight file (default: 5)")
+    return parser
+
+
+def _check(given: Namespace) -> None:
+    if given.max_shard_gb <= 0:
+        raise UsageError([f"--max-shard-gb must be positive, got {given.max_shard_gb:g}"])
+    path = Path(given.checkpoint.rpartition(SEPARATOR)[2])
+    if not path.exists():
+        raise UsageError([f"{path}: there is no such checkpoint"])
+    if given.output_dir.is_file() or (given.output_dir.is_dir() and any(given.output_dir.iterdir())):
+        raise UsageError([f"--output-dir {given.output_dir} is there already; name another, or remove it"])
+    if not given.config:
+        found = config_beside(path)
+        if found is None:
+            raise UsageError([f"there is no config.yaml beside {path}: name the run's configuration with --config"])
+        given.config = [found]

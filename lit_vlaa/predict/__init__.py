@@ -1,0 +1,1 @@
+"""`lit-vlaa predict MODEL`: answers to one question on images, or to a file of them."""

@@ -1,0 +1,205 @@
+"""What can go wrong around a run: each fault ends in one clear line, and what was saved before is whole.
+
+`docs/faults.md` has the table; faults with suites of their own are named there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+
+from helpers.commands import StopAt, command, lit, version
+from helpers.launch import ROOT
+from lit_vlaa import checkpoints
+from lit_vlaa.checkpoints import newest, problem
+from lit_vlaa.run_folder import claim, going_on, release
+
+SAVING = [
+    "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.every_n_train_steps=2",
+    "--trainer.callbacks.save_top_k=-1",
+]
+
+
+EVEN = {"model__optim__schedule": "constant", "model__optim__warmup_ratio": 0.0}
+"""A schedule that does not depend on the run's length."""
+
+
+def words(data: Path, root: Path, *extra: str, steps: int = 6, kind: str = "sft", **options: Any) -> list[str]:
+    short = {"trainer__max_steps": steps, "trainer__limit_val_batches": 0, "trainer__max_epochs": 100, **options}
+    return [*command("fit", kind, data, root, **short), *SAVING, *extra]
+
+
+def whole(root: Path) -> list[Path]:
+    """Checkpoints below `root`, each of them whole, and no other file that looks like one."""
+    found = sorted(root.rglob("*.ckpt"))
+    assert not [path for path in found if problem(path)]
+    assert not list(root.rglob("*.part"))
+    return found
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, calls = torch.save, 0
+
+    def full(content: Any, file: BinaryIO) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            save(content, file)
+            return
+        file.write(b"a part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.torch, "save", full)
+        assert lit(*words(dataset, tmp_path)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"lit-vlaa: stopped: the checkpoint {version(tmp_path)}")
+    assert "No space left on device" in said
+    assert "--ckpt_path last" in said
+    assert [path.stem for path in whole(tmp_path)] == ["epoch=0-step=2", "epoch=0-step=4"]
+    # Room was made: the same run ends as if nothing had been.
+    assert lit(*words(dataset, tmp_path, "--ckpt_path=last")) == 0
+    assert lit(*words(dataset, tmp_path / "straight")) == 0
+    ours, straight = (newest([root], "SFTModule")[0] for root in (version(tmp_path, 1), tmp_path / "straight"))
+    assert ours is not None
+    assert straight is not None
+    ours_state, expected = (torch.load(path, weights_only=True)["state_dict"] for path in (ours, straight))
+    assert all(torch.equal(ours_state[name], value) for name, value in expected.items())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system of a few megabytes")
+def test_a_file_system_that_is_really_full(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", small], check=False).returncode:  # noqa: S607
+        pytest.skip("no file system can be mounted here")
+    try:
+        assert lit(*words(dataset, small)) == 1
+        assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+        assert [path.stem for path in whole(small)] == ["epoch=0-step=2"]
+    finally:
+        subprocess.run(["umount", small], check=True)  # noqa: S607
+
+
+def test_a_folder_that_cannot_be_written_to(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert lit(*words(dataset, tmp_path / "file" / "runs")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        f"lit-vlaa: error: --trainer.default_root_dir {tmp_path / 'file' / 'runs'} cannot be written"
+    )
+
+
+def test_a_data_loaders_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
+    arguments = words(dataset, tmp_path, steps=5000, data__num_workers=1)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lit_vlaa", *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+        )
+    end = time.monotonic() + 120
+    while not list(tmp_path.rglob("*.ckpt")):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.02)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    assert process.wait(60) == 1
+    said = log.read_text().splitlines()[-1]
+    assert said.startswith("lit-vlaa: stopped: DataLoader worker")
+    assert "--data.num_workers" in said
+    assert whole(tmp_path)
+
+
+def test_an_image_that_is_unreadable_amid_an_epoch(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "VLAA-Thinking-SFT.json"
+    data = tmp_path / "data"
+    rows = [json.loads(line) for line in (dataset / name).read_text().splitlines()[:60]]
+    for row in rows:
+        target = data / "images" / row["image"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((dataset / "images" / row["image"]).read_bytes())
+    (data / "images" / rows[59]["image"]).write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert lit(*words(data, tmp_path / "runs", data__val_file="null")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{name}:60" in said
+    assert rows[59]["image"] in said
+    whole(tmp_path / "runs")
+    assert lit(*words(data, tmp_path / "skipping", data__on_bad_record="skip", data__val_file="null")) == 0
+
+
+def test_a_clock_that_is_set_back(dataset: Path, tmp_path: Path) -> None:
+    assert lit(*words(dataset, tmp_path, steps=4, **EVEN)) == 0
+    # Written "in an hour": what comes after it has the earlier time, so that the run goes back to step 4, and repeats.
+    for path in whole(tmp_path):
+        os.utime(path, (time.time() + 3600, time.time() + 3600))
+    assert lit(*words(dataset, tmp_path, "--ckpt_path=last", steps=6, **EVEN)) == 0
+    assert lit(*words(dataset, tmp_path, "--ckpt_path=last", steps=8, **EVEN)) == 0
+    assert lit(*words(dataset, tmp_path / "straight", steps=8, **EVEN)) == 0
+    states = [
+        torch.load(version(root, number) / "checkpoints" / "epoch=0-step=8.ckpt", weights_only=True)["state_dict"]
+        for root, number in ((tmp_path, 2), (tmp_path / "straight", 0))
+    ]
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_two_runs_in_one_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers: list[int] = []
+    threads = [threading.Thread(target=lambda: numbers.append(claim(tmp_path, 0))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(8))
+    release()
+    assert not list(tmp_path.iterdir())
+
+    assert lit(*words(dataset, tmp_path, steps=2)) == 0
+    (path,) = whole(tmp_path)
+    assert going_on(path) is None
+    # Another process goes on in that folder.
+    lock = path.parents[1] / ".running"
+    program = f"import fcntl,sys; f=open({str(lock)!r},'w'); fcntl.flock(f,fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert going_on(path) == path.parents[1]
+        assert lit(*words(dataset, tmp_path, "--ckpt_path=last")) == 2
+        assert "belongs to a run that is still going on" in capsys.readouterr().err
+        assert lit(*words(dataset, tmp_path, f"--ckpt_path={path}", steps=4)) == 0
+        other.communicate(b"\n")
+    assert lit(*words(dataset, tmp_path, "--ckpt_path=last", steps=4)) == 0
+
+
+def test_a_run_that_was_refused_leaves_no_folder(dataset: Path, tmp_path: Path) -> None:
+    assert lit(*words(dataset, tmp_path, "--data.data_file=missing.json")) == 2
+    assert not list(tmp_path.rglob("version_*"))
+
+
+def test_an_error_of_ones_own_leaves_the_checkpoints(dataset: Path, tmp_path: Path) -> None:
+    stop = [
+        f"--trainer.callbacks+={StopAt.__module__}.StopAt",
+        "--trainer.callbacks.step=5",
+        "--trainer.callbacks.error=true",
+    ]
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        lit(*words(dataset, tmp_path, *stop))
+    assert len(whole(tmp_path)) == 2
+    assert going_on(whole(tmp_path)[0]) is None
