@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from datamodules.sources import SOURCES
-from lit_vlaa.selection.rows import sha256_of
+from lit_vlaa.selection.rows import digest_of
 from lit_vlaa.selection.run import read, scorers
 from lit_vlaa.selection.tool import flags
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
     (folder / "second.ckpt").touch()
     command += ["--models", "tiny", str(folder / "second.ckpt"), "--keep", str(count // 4), str(count // 20)]
     given, rest = flags().read_some(command)
-    for _, likelihoods in scorers(given, read(given, rest), sha256_of(given.data_file)):
+    for _, likelihoods in scorers(given, read(given, rest), digest_of(given.data_file)):
         with likelihoods.open("1-of-1-rank0") as file:
             file.append([{"row": row + 1, "nll": rng.uniform(100, 2000), "tokens": 800} for row in range(count)])
     sys.stdout.write(f"lit-vlaa data select {' '.join(command)}\n")

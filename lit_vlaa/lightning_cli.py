@@ -259,7 +259,7 @@ def default_loggers(root: str | Path) -> list[Logger]:
         UsageError: If the folder cannot be made.
     """
     tensorboard = TensorBoardLogger(root, name="")
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         try:
             tensorboard = TensorBoardLogger(root, name="", version=claim(Path(root), int(tensorboard.version)))
         except OSError as error:

@@ -40,7 +40,8 @@ def read_questions(file: Path, root: Path) -> list[Question]:
         ValueError: If a line is no question; the message names file and line.
         OSError: If the file cannot be read.
     """
-    questions, seen = [], {}
+    questions: list[Question] = []
+    seen: dict[str, int] = {}
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

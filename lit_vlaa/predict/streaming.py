@@ -54,7 +54,7 @@ class Streamer(TextStreamer):
     """Hands on the text of a response while `generate` writes it."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], Any]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[no-untyped-call]
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._write = write
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002

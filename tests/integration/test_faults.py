@@ -21,7 +21,6 @@ import torch
 
 from helpers.commands import StopAt, command, lit, version
 from helpers.launch import ROOT
-from lit_vlaa import checkpoints
 from lit_vlaa.checkpoints import newest, problem
 from lit_vlaa.run_folder import claim, going_on, release
 
@@ -32,7 +31,7 @@ SAVING = [
 ]
 
 
-EVEN = {"model__optim__schedule": "constant", "model__optim__warmup_ratio": 0.0}
+EVEN: dict[str, Any] = {"model__optim__schedule": "constant", "model__optim__warmup_ratio": 0.0}
 """A schedule that does not depend on the run's length."""
 
 
@@ -64,7 +63,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.torch, "save", full)
+        patch.setattr("lit_vlaa.checkpoints.torch.save", full)
         assert lit(*words(dataset, tmp_path)) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"lit-vlaa: stopped: the checkpoint {version(tmp_path)}")
