@@ -119,12 +119,12 @@ def check_files(files: Mapping[str, str], image_root: Path) -> None:
     Raises:
         FileNotFoundError: If something is not.
     """
-    embedded = [is_shards(file) and ShardSet.read(Path(file)).images == "embed" for file in files.values()]
-    if not image_root.is_dir() and not (embedded and all(embedded)):
-        raise FileNotFoundError(f"image_root={image_root} is no folder")
     for flag, file in files.items():
         if trouble := trouble_with(Path(file)):
             raise FileNotFoundError(f"{flag}={file} {trouble}")
+    embedded = [is_shards(file) and ShardSet.read(Path(file)).images == "embed" for file in files.values()]
+    if not image_root.is_dir() and not (embedded and all(embedded)):
+        raise FileNotFoundError(f"image_root={image_root} is no folder")
 
 
 @dataclass(frozen=True, slots=True)
