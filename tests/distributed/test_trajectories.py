@@ -41,45 +41,53 @@ def test_micro_batches_equal_one_batch(single: tuple[str, dict[str, Any]]) -> No
     assert_same_path(expected, train(kind, **SMALL))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_equal_one(single: tuple[str, dict[str, Any]], strategy: str) -> None:
-    kind, expected = single
-    outcomes = run_ranks("helpers.modules:train", kind=kind, strategy=strategy, devices=2, **SMALL)
-    for outcome in outcomes:
-        assert_same_path(expected, outcome)
+STRATEGIES = ("ddp", "fsdp2")
+FROZEN = (("vision",), ("vision", "merger"))
+# One rank packs or, in GRPO, shares prompts; two ranks do so too, and take the other layouts as well.
+LAYOUTS = {"sft": ("packed", "padded"), "grpo": ("shared", "padded", "packed")}
 
 
-def test_every_layout_of_a_pass_gives_the_same_path_on_two_ranks(single: tuple[str, dict[str, Any]]) -> None:
-    """One rank packs or, in GRPO, shares prompts; two ranks do so too above, and here the other layouts."""
-    kind, expected = single
-    runs = {
-        f"{strategy} {batching}": {"kind": kind, "strategy": strategy, "devices": 2, "batching": batching, **SMALL}
-        for strategy in ("ddp", "fsdp2")
-        for batching in ("padded", *(["packed"] if kind == "grpo" else []))
+@pytest.fixture(scope="module")
+def pairs() -> list[dict[str, Any]]:
+    """What two ranks end with, by the run's name; all in one pair of processes, whose start costs most."""
+    runs: dict[str, dict[str, Any]] = {
+        f"{kind} {strategy} {layout}": {"kind": kind, "strategy": strategy, "batching": layout}
+        for kind, layouts in LAYOUTS.items()
+        for strategy in STRATEGIES
+        for layout in layouts
     }
-    whole = {name: {**run, "lora": None} for name, run in runs.items()}
-    for outcome in run_ranks("helpers.adapted:run_all", runs=whole):
-        for name in runs:
-            assert_same_path(expected, outcome[name])
+    for freeze in FROZEN:
+        runs[f"frozen {freeze}"] = {"kind": "grpo", "strategy": "fsdp2", "backbone": {"freeze": list(freeze)}}
+    for kind in LAYOUTS:
+        for strategy in STRATEGIES:
+            runs[f"mixed {kind} {strategy}"] = {"kind": kind, "strategy": strategy, "precision": "bf16-mixed"}
+    whole = {name: {"devices": 2, **SMALL, **run} for name, run in runs.items()}
+    return run_ranks("helpers.modules:train_all", runs=whole, timeout=290)
 
 
-@pytest.mark.parametrize("freeze", [["vision"], ["vision", "merger"]])
-def test_frozen_towers_shard_too(freeze: list[str]) -> None:
-    options: dict[str, Any] = {"backbone": {"freeze": freeze}, "kind": "grpo"}
-    expected = train(**options)
-    outcomes = run_ranks("helpers.modules:train", strategy="fsdp2", devices=2, **options, **SMALL)
-    assert_same_path(expected, outcomes[0])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_equal_one(single: tuple[str, dict[str, Any]], strategy: str, pairs: list[dict[str, Any]]) -> None:
+    kind, expected = single
+    for rank in pairs:
+        for layout in LAYOUTS[kind]:
+            assert_same_path(expected, rank[f"{kind} {strategy} {layout}"])
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_mixed_precision_stays_near_float32(kind: str, strategy: str) -> None:
-    expected = train(kind)
-    options: dict[str, Any] = {"precision": "bf16-mixed", "devices": 2, **SMALL}
-    for outcome in run_ranks("helpers.modules:train", kind=kind, strategy=strategy, **options):
+@pytest.mark.parametrize("freeze", FROZEN)
+def test_frozen_towers_shard_too(freeze: tuple[str, ...], pairs: list[dict[str, Any]]) -> None:
+    options: dict[str, Any] = {"backbone": {"freeze": list(freeze)}, "kind": "grpo"}
+    assert_same_path(train(**options), pairs[0][f"frozen {freeze}"])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_mixed_precision_stays_near_float32(
+    single: tuple[str, dict[str, Any]], strategy: str, pairs: list[dict[str, Any]]
+) -> None:
+    kind, expected = single
+    for rank in pairs:
         # bfloat16 keeps 8 bits: each product is off by up to 0.4%.
         for name in ("train/loss",) if kind == "sft" else ("policy/entropy", "policy/sampler_gap"):
-            ours, theirs = (run["logged"][0][name] for run in (outcome, expected))
+            ours, theirs = (run["logged"][0][name] for run in (rank[f"mixed {kind} {strategy}"], expected))
             assert ours == pytest.approx(theirs, rel=0.02)
             assert ours != theirs
 
