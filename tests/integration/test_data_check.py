@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,26 +199,30 @@ def test_a_signal_leaves_no_process(workers: str, number: signal.Signals, data: 
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    part = tmp_path / "out" / ".problems.jsonl.part"
-    limit = time.monotonic() + 200
-    while not (part.exists() and part.stat().st_size):  # the first duplicates are written
-        assert process.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: to all processes
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "lit-vlaa: interrupted: the report was not written" in errors
-        assert "Traceback" not in errors
-        assert list((tmp_path / "out").iterdir()) == []
-    else:
-        process.send_signal(number)
-        process.communicate(timeout=60)
-    limit = time.monotonic() + 30
-    while any_left(process.pid):
-        assert time.monotonic() < limit
-        time.sleep(0.1)
+    try:
+        part = tmp_path / "out" / ".problems.jsonl.part"
+        limit = time.monotonic() + 200
+        while not (part.exists() and part.stat().st_size):  # the first duplicates are written
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: to all processes
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 130
+            assert "lit-vlaa: interrupted: the report was not written" in errors
+            assert "Traceback" not in errors
+            assert list((tmp_path / "out").iterdir()) == []
+        else:
+            process.send_signal(number)
+            process.communicate(timeout=60)
+        limit = time.monotonic() + 30
+        while any_left(process.pid):
+            assert time.monotonic() < limit
+            time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def any_left(group: int) -> bool:
