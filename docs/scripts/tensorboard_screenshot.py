@@ -48,7 +48,7 @@ def main(logs: Path, picture: Path) -> None:
     browser = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"none of {', '.join(_BROWSERS)} is installed")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logs, "--host", "127.0.0.1", "--port", "0"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1", "--port", "0"]
     with (
         tempfile.TemporaryDirectory() as profile,
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server,  # noqa: S603 - our own command
