@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import distributed
+
+from helpers.hatchery import Hatched, hatchery
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,17 +47,17 @@ def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments:
         port = _free_port()
         processes = []
         for rank in range(ranks):
-            with logs[rank].open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "helpers.launch", target, json.dumps(arguments), outputs[rank]],
-                        env=_environment(rank, ranks, port),
-                        cwd=folder,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
+            logs[rank].touch()
+            environment = _environment(rank, ranks, port)
+            processes.append(
+                hatchery(rank, environment).start(
+                    target="helpers.launch:main",
+                    arguments=[target, json.dumps(arguments), str(outputs[rank])],
+                    environment=environment,
+                    cwd=folder,
+                    log=logs[rank],
                 )
+            )
         try:
             problem = _wait(processes, timeout)
         finally:
@@ -70,7 +71,7 @@ def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments:
         return [json.loads(output.read_text()) for output in outputs]
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> str:
+def _wait(processes: list[Hatched], timeout: float) -> str:
     """Waits for all; returns what went wrong, empty when nothing did."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -142,7 +143,3 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
