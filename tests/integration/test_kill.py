@@ -1,7 +1,7 @@
 """Two ranks that are killed at any moment and start again from their last checkpoint end where an undisturbed run does.
 
-`LIT_VLAA_KILLS=20` kills twenty times in all (the default is 1, of SFT under DDP; `tests/distributed/test_hosts.py` kills
-GRPO under FSDP2), `LIT_VLAA_KILL_SEED` chooses other moments.
+`LIT_VLAA_KILLS=20` kills twenty times in all (the default is 1, of SFT under DDP; GRPO under FSDP2 is killed in
+`tests/distributed/test_hosts.py`), `LIT_VLAA_KILL_SEED` chooses other moments.
 """
 
 from __future__ import annotations
