@@ -10,7 +10,7 @@ BENCH_STAMP := $(BENCH)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint bench clean
+.PHONY: help setup quickstart test lint docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,6 +40,10 @@ lint: $(STAMP) ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# mkdocs-material prints news of its makers unless it is told not to.
+docs: $(STAMP) ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: $(BENCH_STAMP) ## measure speed beside TRL, in an environment of its own
 	$(BENCH)/bin/python -m benchmarks
 	$(BENCH)/bin/python -m benchmarks.scaling
@@ -52,5 +56,5 @@ $(BENCH_STAMP): pyproject.toml benchmarks/constraints.txt
 	@touch $@
 
 clean: ## remove caches and build products; environments, runs and data stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build site *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(BENCH)/*' -prune -exec rm -rf {} +
