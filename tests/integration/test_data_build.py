@@ -210,8 +210,9 @@ def test_killed_before_a_reply_is_kept_only_that_one_is_asked_again(tmp_path: Pa
         # In the midst of writing: the temporary file is there, its name is not yet.
         assert children.run(*words, die=("lit_vlaa.endpoints.reply_cache:os.fdopen", 1)) == -9
         assert children.run(*words) == 0
-        captions = sorted(count for body, count in script.asked.items() if '"caption-model"' in body)
-        assert captions == [1, 1, 1, 3]
+        captions = [count for body, count in script.asked.items() if '"caption-model"' in body]
+        # Each kill costs the one request whose reply was not kept yet, of the same row or of another.
+        assert (len(captions), sum(captions)) == (4, 4 + 2)
 
 
 def test_a_second_run_asks_only_for_what_changed(tmp_path: Path) -> None:

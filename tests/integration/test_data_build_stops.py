@@ -106,10 +106,12 @@ def test_a_step_that_rejects_everything_is_not_done(tmp_path: Path, capsys: pyte
         assert script.by_step == {"caption": 8}
         # The first rows tell as much, and cost less; a window of 16 is begun.
         script.by_step.clear()
-        config = one_at_a_time(tmp_path, server.url, caption__stop_after=3)
-        assert build(config, tmp_path / "new") == 1
+        more = tmp_path / "more"
+        more.mkdir()
+        make_source(more, questions(60))
+        assert build(one_at_a_time(more, server.url, caption__stop_after=3), tmp_path / "new") == 1
         assert "none of the first 3 rows passed (most often: the caption was cut off; the last" in told(capsys)
-        assert script.by_step["caption"] < 8
+        assert script.by_step["caption"] < 60
         # Where some pass it goes on, and the option changes nothing of what is done.
         script.answers["caption"] = lambda _, answer: answer
         assert build(one_at_a_time(tmp_path, server.url), tmp_path / "third") == 0
