@@ -13,8 +13,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +30,7 @@ from datamodules.hub.remote import sha256_of
 from datamodules.images import locate
 from datamodules.records import OnBadRecord, Split
 from datamodules.shards import FORMAT, GROUP_BYTES, GROUP_ROWS, MANIFEST, SCHEMA, Images, open_writer
+from datamodules.workers import end_with
 from lit_vlaa.whole_files import hidden, replacing
 
 
@@ -164,13 +163,7 @@ def _write_all(cutter: Cutter, workers: int) -> list[_Entry]:
 def _start(parent: int) -> None:
     """Prepares a process that writes shards: Ctrl-C is the main process's affair, without which it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with(parent)
 
 
 def _write(job: Job) -> _Entry:

@@ -46,7 +46,7 @@ class UsageError(Exception):
 
 
 class RunStoppedError(Exception):
-    """A run that saved a checkpoint and ended itself; the message gives the reason and how to go on."""
+    """A run that ended itself, with a checkpoint where one could be saved; the message says why, and how to go on."""
 
 
 class PreemptedExit(SystemExit):

@@ -88,7 +88,6 @@ def export(
         config=_plain(parsed),
         module=str(stored.get(MODULE) or parsed["model"]["class_path"].rpartition(".")[2]),
         steps=stored.get("global_step"),
-        checkpoint=checkpoint,
         adapters=trained.adapters is not None,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         dtype=str(wanted).removeprefix("torch."),

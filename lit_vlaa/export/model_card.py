@@ -53,7 +53,6 @@ class Exported:
     """Class of the module that was trained."""
     steps: int | None
     """Optimiser steps taken."""
-    checkpoint: str
     adapters: bool
     """Whether adapters were added to the base's weights."""
     parameters: int

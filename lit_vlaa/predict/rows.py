@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,17 @@ from lit_vlaa.traces import thinking_span
 from lit_vlaa.types import Completion, Record
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and the paths of its images."""
-
-    record: Record
-    root: Path
-
-
-def read_questions(file: Path, root: Path) -> list[Question]:
+def read_questions(file: Path) -> list[Record]:
     """Reads JSON Lines with `question`, `image` or `images` (paths below the image root), and `id` or `kind` if wanted.
 
     Args:
         file: The questions.
-        root: Image root.
 
     Raises:
         ValueError: If a line is no question; the message names file and line.
         OSError: If the file cannot be read.
     """
-    questions: list[Question] = []
+    questions: list[Record] = []
     seen: dict[str, int] = {}
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -51,7 +41,7 @@ def read_questions(file: Path, root: Path) -> list[Question]:
             if record.id in seen:
                 raise ValueError(f"{origin}: id {record.id!r} is that of line {seen[record.id]} too")
             seen[record.id] = number
-            questions.append(Question(record, root.resolve()))
+            questions.append(record)
     if not questions:
         raise ValueError(f"{file}: there is no question in it")
     return questions
@@ -97,12 +87,15 @@ def question_of(text: str, images: Sequence[str], *, kind: str, name: Any, origi
     )
 
 
-def answer_rows(policy: Policy, questions: Sequence[Question], output: Path, *, batch_size: int, seed: int) -> int:
+def answer_rows(
+    policy: Policy, questions: Sequence[Record], image_root: Path, output: Path, *, batch_size: int, seed: int
+) -> int:
     """Answers the questions that `output` has no answer to yet, and appends a line for each.
 
     Args:
         policy: What answers.
         questions: All of them.
+        image_root: Folder that their images are below.
         output: JSON Lines with `id`, `question`, `response`, `thinking`, `answer`, `finish`.
         batch_size: Questions that are answered together.
         seed: Fixes what is drawn, by the questions' ids.
@@ -114,18 +107,15 @@ def answer_rows(policy: Policy, questions: Sequence[Question], output: Path, *, 
         ValueError: If an image cannot be read, or `output` holds something else; the message names the line.
     """
     done = _done(output)
-    left = [question for question in questions if question.record.id not in done]
+    left, root = [question for question in questions if question.id not in done], image_root.resolve()
     engine, key = CachedGenerator(max_rows=batch_size), RolloutKey(seed=seed, step=0)
     with (
         output.open("a", encoding="utf-8") as file,
         tqdm(total=len(questions), initial=len(questions) - len(left), desc="answers", unit="row", disable=None) as bar,
     ):
         for start in range(0, len(left), batch_size):
-            records = [question.record for question in left[start : start + batch_size]]
-            prompts = [
-                policy.encode(question.record, open_images(question.record, question.root, policy.max_image_pixels))
-                for question in left[start : start + batch_size]
-            ]
+            records = left[start : start + batch_size]
+            prompts = [policy.encode(record, open_images(record, root, policy.max_image_pixels)) for record in records]
             with torch.no_grad():
                 groups = engine.generate(policy.backbone, prompts, group_size=1, params=policy.sampling, key=key)
             for record, group in zip(records, groups, strict=True):

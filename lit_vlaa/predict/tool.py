@@ -97,8 +97,8 @@ def _check(given: Namespace) -> None:
 def _rows(policy: Policy, given: Namespace) -> int:
     from lit_vlaa.predict.rows import answer_rows, read_questions  # noqa: PLC0415
 
-    questions = read_questions(given.rows, given.image_root)
-    count = answer_rows(policy, questions, given.output, batch_size=given.batch_size, seed=given.seed)
+    questions = read_questions(given.rows)
+    count = answer_rows(policy, questions, given.image_root, given.output, batch_size=given.batch_size, seed=given.seed)
     there = len(questions) - count
     sys.stdout.write(f"{count} answers in {given.output}{f', beside {there} that were there' if there else ''}\n")
     return 0
