@@ -79,13 +79,14 @@ def export(
     wanted = _dtype(settings, backbone, dtype)
     _check_room(backbone, wanted, output_dir)
     backbone = backbone.to(wanted)
-    prompt = _system_prompt(parsed)
+    plain = _plain(parsed)
+    prompt = _system_prompt(plain)
     template = with_system_prompt(backbone.processor.tokenizer.chat_template, prompt)
     backbone.processor.tokenizer.chat_template = template
-    backbone.model.generation_config = _generation(backbone, _mapping(arguments.get("sampling")))
+    backbone.model.generation_config = _generation(backbone, _mapping(plain["model"]["init_args"].get("sampling")))
     exported = Exported(
         name=name,
-        config=_plain(parsed),
+        config=plain,
         module=str(stored.get(MODULE) or parsed["model"]["class_path"].rpartition(".")[2]),
         steps=stored.get("global_step"),
         adapters=trained.adapters is not None,
@@ -93,7 +94,7 @@ def export(
         dtype=str(wanted).removeprefix("torch."),
         system_prompt=prompt,
         scores=found,
-        data=_data(_mapping(_plain(parsed).get("data"))),
+        data=_data(_mapping(plain.get("data"))),
         command=command,
         version=_version(),
     )
@@ -141,9 +142,9 @@ def _check_room(backbone: Backbone, dtype: torch.dtype, output_dir: Path) -> Non
         raise ValueError(f"--output-dir {output_dir}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
 
-def _system_prompt(parsed: Any) -> str:
+def _system_prompt(config: Mapping[str, Any]) -> str:
     """What the policy was told ahead of every question."""
-    prompt = _mapping(_mapping(_plain(parsed)["data"].get("init_args")).get("prompt"))
+    prompt = _mapping(_mapping(config["data"].get("init_args")).get("prompt"))
     found = prompt.get("system_prompt", DEFAULT_SYSTEM_PROMPT)
     return str(found or "")
 
@@ -213,7 +214,6 @@ def _plain(value: Any) -> Any:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    value = value.as_dict() if hasattr(value, "as_dict") else value
     return value if isinstance(value, Mapping) else {}
 
 
