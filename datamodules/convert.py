@@ -26,11 +26,11 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.cutting import WORK, Cutter, Job
 from datamodules.disk import explain
-from datamodules.hub.remote import sha256_of
 from datamodules.images import locate
 from datamodules.records import OnBadRecord, Split
 from datamodules.shards import FORMAT, GROUP_BYTES, GROUP_ROWS, MANIFEST, SCHEMA, Images, open_writer
 from datamodules.workers import end_with
+from lit_vlaa.digests import sha256_of
 from lit_vlaa.whole_files import hidden, replacing
 
 

@@ -7,7 +7,6 @@ mapped into memory; an image is read by the number of its row, a few rows at a t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from datamodules.images import ImageError
 from datamodules.rows import MAX_ROW_CHARS, BadRecord, iter_rows
+from lit_vlaa.digests import sha256_of
 from lit_vlaa.types import Record
 
 Images = Literal["embed", "link"]
@@ -173,9 +173,7 @@ class ShardSet:
         with tqdm(total=total, desc=desc, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
             for name, _, size in self.shards:
                 path = self.folder / name
-                with path.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256")
-                if digest.hexdigest() != stated[name]:
+                if sha256_of(path) != stated[name]:
                     raise _bad(path, 1, "not the bytes that were written", "copy it again, or convert again")
                 bar.update(size)
 

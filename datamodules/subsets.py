@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.hub.remote import sha256_of
 from datamodules.rows import BadRecord
 from datamodules.shards import GROUP_BYTES, GROUP_ROWS, MANIFEST, ShardSet, is_shards, open_shard, open_writer
+from lit_vlaa.digests import sha256_of
 from lit_vlaa.whole_files import replacing
 
 Integers = npt.NDArray[np.int64]

@@ -11,13 +11,14 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from lit_vlaa.checks import RunStoppedError, UsageError, one_line
+from lit_vlaa.versions import installed
 
 RUNS = {
     "fit": "train a model",
@@ -27,7 +28,7 @@ RUNS = {
 }
 """The commands of Lightning's Trainer, with what they do."""
 
-_INTERRUPTED = 130
+_INTERRUPTED, _UNHEARD = 130, 141
 
 
 class Tool(NamedTuple):
@@ -112,7 +113,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 when all went well, 1 when a run stopped itself, 2 when the arguments cannot work, 130 after
-        Ctrl-C.
+        Ctrl-C, 141 when nobody reads the output any more, as after `| head`.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -133,6 +134,10 @@ def main(args: Sequence[str] | None = None) -> int:
         if _first_rank():
             sys.stderr.write("lit-vlaa: interrupted\n")
         return _INTERRUPTED
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # not a file, as in tests
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
+        return _UNHEARD
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
@@ -155,7 +160,7 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(_help())
         return 0
     if words[0] in {"-V", "--version"}:
-        sys.stdout.write(f"lit-vlaa {_version()}\n")
+        sys.stdout.write(f"lit-vlaa {installed('lit-vlaa') or '(not installed)'}\n")
         return 0
     if words[0] == "predict" and words[1:] and not words[1].startswith("-"):
         return _run_tool("predict", PREDICT, words[1:])
@@ -189,6 +194,8 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
         values[tool.output] = values.pop("output_dir")
     try:
         result = function(**values)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         raise UsageError([str(error)]) from error
     return result if isinstance(result, int) else 0
@@ -240,11 +247,3 @@ def _help() -> str:
             "",
         ]
     )
-
-
-def _version() -> str:
-    """The installed distribution's version."""
-    try:
-        return version("lit-vlaa")
-    except PackageNotFoundError:
-        return "(not installed)"

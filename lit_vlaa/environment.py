@@ -6,12 +6,14 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
+
+from lit_vlaa.versions import installed
 
 OPTIONAL = {
     "bitsandbytes": "--model.optim.optimizer adamw_8bit and --model.backbone.quantize",
@@ -47,13 +49,6 @@ def gpu_bytes() -> int | None:
     return min(sizes, default=None)
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _required() -> Iterator[Finding]:
     try:
         wanted = [Requirement(line) for line in requires("lit-vlaa") or []]
@@ -63,7 +58,7 @@ def _required() -> Iterator[Finding]:
     for requirement in wanted:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = _installed(requirement.name)
+        found = installed(requirement.name)
         if found is None:
             yield Finding(requirement.name, "missing", f"run `pip install '{requirement}'`", fatal=True)
         elif not requirement.specifier.contains(found, prereleases=True):
@@ -74,7 +69,7 @@ def _required() -> Iterator[Finding]:
 
 def _optional() -> Iterator[Finding]:
     for name, purpose in OPTIONAL.items():
-        found = _installed(name)
+        found = installed(name)
         yield Finding(name, found or f"not installed (for {purpose})")
 
 

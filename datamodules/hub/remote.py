@@ -19,9 +19,9 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.digests import sha256_of
 from lit_vlaa.whole_files import sync_folder
 
-_CHUNK = 1 << 20
 _PARTS = ".lit_vlaa_download/parts"
 # The Hub's errors inherit from those of the HTTP library that its client is built on, whichever that is.
 _FAILURES: tuple[type[Exception], ...] = tuple(base for base in HfHubHTTPError.__bases__ if base is not OSError)
@@ -53,7 +53,8 @@ class RemoteFile:
         if len(self.checksum) == 64:
             return sha256_of(path) == self.checksum
         digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-        return _digest(path, digest) == self.checksum
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: digest).hexdigest() == self.checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +193,6 @@ class _Capped:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def sha256_of(path: Path, *, told: Any = None) -> str:
-    """Returns a file's SHA-256 in hex.
-
-    Args:
-        path: The file.
-        told: Called with the number of bytes of each piece that was read.
-    """
-    return _digest(path, hashlib.sha256(), told)
-
-
-def _digest(path: Path, digest: Any, told: Any = None) -> str:
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-            if told is not None:
-                told(len(piece))
-    return str(digest.hexdigest())
 
 
 def explain(error: BaseException) -> str:

@@ -21,4 +21,5 @@ def with_system_prompt(template: str, prompt: str) -> str:
     # would not join the halves of a pair.
     turn = f"[{{'role': 'system', 'content': {json.dumps(prompt, ensure_ascii=False)}}}]"
     missing = "not messages or messages[0]['role'] != 'system'"
-    return f"{{%- if {missing} %}}{{%- set messages = {turn} + messages %}}{{%- endif %}}{template}"
+    beginning = f"{{%- if {missing} %}}{{%- set messages = {turn} + messages %}}{{%- endif %}}"
+    return template if template.startswith(beginning) else beginning + template

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils.hub import cached_file
 
@@ -18,12 +17,15 @@ from lit_vlaa.backbone import Backbone, BackboneConfig, build_backbone
 from lit_vlaa.backbone.adapter_state import starting_points
 from lit_vlaa.backbone.processor import naming_path
 from lit_vlaa.checkpoints import MODULE, header, problem
+from lit_vlaa.digests import sha256_of
 from lit_vlaa.export.chat_template import with_system_prompt
 from lit_vlaa.export.model_card import CONFIG_NAME, Exported, write_card
-from lit_vlaa.export.run_files import read_scores
+from lit_vlaa.export.older_versions import for_older_versions
+from lit_vlaa.export.run_files import Score, read_scores
 from lit_vlaa.perplexity_module import for_scoring
 from lit_vlaa.prompts import DEFAULT_SYSTEM_PROMPT
 from lit_vlaa.run_config import backbone_of, read_config
+from lit_vlaa.versions import installed
 from lit_vlaa.whole_files import replacing
 
 _PROCESSOR_CLASSES = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen2_vl": "Qwen2VLProcessor"}
@@ -71,15 +73,15 @@ def export(
     path = starting_points(checkpoint)[-1]
     if fault := problem(path):
         raise ValueError(f"{path} {fault}")
-    found = [score for file in scores or _own_scores(config[-1]) for score in read_scores(file)]
-    stored = header(path)
+    found = [score for file in scores for score in read_scores(file)] if scores else _own_scores(config[-1])
+    stored = _header(path)
     trained = backbone_of(arguments["backbone"])
     settings = for_scoring(trained)
     backbone = build_backbone(settings, init_from=checkpoint)
     wanted = _dtype(settings, backbone, dtype)
     _check_room(backbone, wanted, output_dir)
     backbone = backbone.to(wanted)
-    plain = _plain(parsed)
+    plain = {key: part for key, part in _plain(parsed).items() if key != "config"}  # where it was read from
     prompt = _system_prompt(plain)
     template = with_system_prompt(backbone.processor.tokenizer.chat_template, prompt)
     backbone.processor.tokenizer.chat_template = template
@@ -87,7 +89,7 @@ def export(
     exported = Exported(
         name=name,
         config=plain,
-        module=str(stored.get(MODULE) or parsed["model"]["class_path"].rpartition(".")[2]),
+        module=stored.get(MODULE) or parsed["model"]["class_path"].rpartition(".")[2],
         steps=stored.get("global_step"),
         adapters=trained.adapters is not None,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
@@ -96,31 +98,55 @@ def export(
         scores=found,
         data=_data(_mapping(plain.get("data"))),
         command=command,
-        version=_version(),
+        version=installed("lit-vlaa") or "unknown",
     )
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
     if output_dir.is_dir():
         output_dir.rmdir()
     with replacing(output_dir) as part:
         part.mkdir()
-        backbone.save_pretrained(part, max_shard_size=int(max_shard_gb * 1e9))
+        try:
+            backbone.save_pretrained(part, max_shard_size=int(max_shard_gb * 1e9))
+        except SafetensorError as error:  # its own word for a full disk
+            raise ValueError(f"--output-dir {output_dir} cannot be written: {error}") from error
         _complete_processor(part, settings, backbone.model.config.model_type)
+        for_older_versions(part)
         shutil.copyfile(config[-1], part / CONFIG_NAME) if len(config) == 1 else _dump(exported.config, part)
         (part / "README.md").write_text(write_card(exported), encoding="utf-8")
         for file in part.glob("*.safetensors"):  # transformers leaves them to their owner alone
             file.chmod((part / "README.md").stat().st_mode)
     return [
+        f"configuration: {', '.join(map(str, config))}",
         f"{exported.parameters / 1e6:,.1f}M parameters as {exported.dtype}"
         + (", adapters added to the weights" if exported.adapters else ""),
         f"{len(found)} scores in the card" if found else "no scores in the card: --scores names an evaluation's files",
+        *(
+            f"{CONFIG_NAME} names {place}, and more of this machine's folders perhaps: look before you publish"
+            for place in _local_places(plain)[:1]
+        ),
         f"written: {output_dir}",
     ]
 
 
-def _own_scores(config: Path) -> list[Path]:
-    """The evaluation that a run made of itself."""
-    path = config.parent / "benchmarks" / "summary.json"
-    return [path] if path.is_file() else []
+def _own_scores(config: Path) -> list[Score]:
+    """The evaluation that a run made of itself; it may have ended before the first was complete."""
+    try:
+        return read_scores(config.parent / "benchmarks" / "summary.json")
+    except ValueError:
+        return []
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of the run, as far as it has the form that it should have."""
+    stored, wanted = header(path), {MODULE: str, "global_step": int}
+    return {name: stored[name] for name, kind in wanted.items() if isinstance(stored.get(name), kind)}
+
+
+def _local_places(value: Any) -> list[str]:
+    """Absolute paths anywhere in a configuration."""
+    if isinstance(value, Mapping | list):
+        values = value.values() if isinstance(value, Mapping) else value
+        return [place for one in values for place in _local_places(one)]
+    return [value] if isinstance(value, str) and value.startswith("/") else []
 
 
 def _dtype(settings: BackboneConfig, backbone: Backbone, wanted: str) -> torch.dtype:
@@ -159,7 +185,7 @@ def _generation(backbone: Backbone, sampling: Mapping[str, Any]) -> GenerationCo
     return GenerationConfig(  # type: ignore[no-untyped-call]
         **drawn,
         max_new_tokens=int(sampling.get("max_new_tokens", 1024)),
-        bos_token_id=backbone.model.generation_config.bos_token_id,
+        bos_token_id=backbone.model.config.get_text_config().bos_token_id,
         eos_token_id=list(backbone.processor.stop_token_ids),
         pad_token_id=backbone.processor.pad_token_id,
     )
@@ -188,11 +214,10 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     if file is None or not Path(str(file)).is_file():
         return {}
     path = Path(str(file))
-    with path.open("rb") as opened:
-        known: dict[str, Any] = {"sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    known: dict[str, Any] = {"sha256": sha256_of(path)}
     try:
         known["repository"] = json.loads((path.parent / "download.json").read_text(encoding="utf-8"))["repository"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return known  # made by other means than `lit-vlaa data download`
     return known
 
@@ -215,10 +240,3 @@ def _plain(value: Any) -> Any:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _version() -> str:
-    try:
-        return version("lit-vlaa")
-    except PackageNotFoundError:
-        return "unknown"

@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from lit_vlaa.export.run_files import Score
+from lit_vlaa.export.run_files import Score, value_at
+from lit_vlaa.study.markdown import text
 
 CONFIG_NAME = "lit_vlaa_config.yaml"
 """The run's configuration beside the weights."""
@@ -60,7 +61,7 @@ class Exported:
     system_prompt: str
     scores: Sequence[Score]
     data: Mapping[str, Any]
-    """`sha256`, `bytes` and `repository` of the data file, as far as they are known."""
+    """`sha256` and `repository` of the data file, as far as they are known."""
     command: str
     """The command that wrote the folder."""
     version: str
@@ -73,28 +74,29 @@ def write_card(exported: Exported) -> str:
 
 
 def _metadata(exported: Exported) -> Iterator[str]:
-    path = str(_value(exported.config, "model.backbone.path"))
+    path = str(value_at(exported.config, "model.backbone.path"))
     yield "---"
     yield "library_name: transformers"
     yield "pipeline_tag: image-text-to-text"
     if _is_hub_id(path):
         yield f"base_model: {path}"
-    if repository := exported.data.get("repository"):
-        yield f"datasets:\n- {json.dumps(str(repository))}"
-    yield f"tags:\n- lit-vlaa\n- {_stage(exported).lower()}"
+    if _HUB_ID.fullmatch(repository := str(exported.data.get("repository"))):
+        yield f"datasets:\n- {repository}"
+    yield f"tags:\n- lit-vlaa\n- {json.dumps(_stage(exported).lower())}"
     yield "---"
 
 
 def _body(exported: Exported) -> Iterator[str]:
-    base = str(_value(exported.config, "model.backbone.path"))
-    yield f"\n# {exported.name}\n"
+    base = str(value_at(exported.config, "model.backbone.path"))
+    yield f"\n# {text(exported.name)}\n"
     steps = "" if exported.steps is None else f" for {exported.steps:,} optimiser steps"
     yield (
-        f"{_shown(base)} ({exported.parameters / 1e6:,.1f}M parameters) trained by {_stage(exported)}{steps} with "
+        f"{text(without_folders(base))} ({exported.parameters / 1e6:,.1f}M parameters) trained by "
+        f"{text(_stage(exported))}{steps} with "
         f"lit-vlaa {exported.version}."
     )
-    if start := _value(exported.config, "model.init_from"):
-        yield f"It started from the weights of `{start}`."
+    if start := value_at(exported.config, "model.init_from"):
+        yield f"It started from the weights of {text(without_folders(str(start)))}."
     if exported.adapters:
         yield "Its adapters are added to the base's weights; nothing else is needed to load it."
     yield f"Weights are stored as {exported.dtype}."
@@ -108,8 +110,7 @@ def _use(exported: Exported) -> Iterator[str]:
     yield "## Use\n"
     if exported.system_prompt:
         yield "The chat template begins chats without a system turn as in training:\n"
-        yield from (f"> {line}" for line in exported.system_prompt.splitlines())
-        yield ""
+        yield f"{_fenced(exported.system_prompt)}\n"
     yield (
         "```python\n"
         "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
@@ -127,11 +128,11 @@ def _use(exported: Exported) -> Iterator[str]:
         'print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n'
         "```\n"
     )
-    instructions = _value(exported.config, "data.prompt.instructions") or {}
-    given = {key: text for key, text in instructions.items() if text} if isinstance(instructions, Mapping) else {}
+    instructions = value_at(exported.config, "data.prompt.instructions") or {}
+    given = {key: line for key, line in instructions.items() if line} if isinstance(instructions, Mapping) else {}
     if given:
         yield "Behind the question stood a line by kind or source:\n"
-        yield from (f"- {_shown(key)}: {_shown(text)}" for key, text in given.items())
+        yield from (f"- {_shown(key)}: {_shown(line)}" for key, line in given.items())
         yield ""
 
 
@@ -156,40 +157,48 @@ def _training(exported: Exported) -> Iterator[str]:
     yield "## Training\n"
     yield "| setting | value |\n|---|---|"
     for key, title in _RECIPE:
-        value = _value(exported.config, key)
+        value = value_at(exported.config, key)
         if (value in (None, [], 0, -1) and key != "seed_everything") or (
             title == "LoRA alpha" and not exported.adapters
         ):
             continue
         yield f"| {title} (`{key}`) | {_shown(value)} |"
-    file = _value(exported.config, "data.data_file")
+    file = value_at(exported.config, "data.data_file")
     if file is not None:
         known = [f"SHA-256 `{exported.data['sha256']}`"] if "sha256" in exported.data else []
         yield f"| data (`data.data_file`) | {'; '.join([_shown(PurePath(str(file)).name), *known])} |"
     yield f"\n`{CONFIG_NAME}` is the whole configuration; the run again, and this folder from its checkpoint:\n"
-    yield f"```bash\nlit-vlaa fit --config {CONFIG_NAME}\n{exported.command}\n```"
+    yield _fenced(f"lit-vlaa fit --config {CONFIG_NAME}\n{exported.command}", "bash")
 
 
 def _stage(exported: Exported) -> str:
     return exported.module.removesuffix("Module") or "training"
 
 
+def without_folders(path: str) -> str:
+    """A path as others may see it: below the working folder, or without the folders that it lies in.
+
+    Args:
+        path: Of a file or a folder, a Hub id, or checkpoints with `::` between them.
+    """
+    parts = [PurePath(part) for part in path.split("::")]
+    here = Path.cwd()
+    return "::".join(
+        str(part.relative_to(here) if part.is_relative_to(here) else part.name) if part.is_absolute() else str(part)
+        for part in parts
+    )
+
+
 def _is_hub_id(path: str) -> bool:
-    return bool(_HUB_ID.fullmatch(path)) and not path.startswith((".", "/"))
+    return bool(_HUB_ID.fullmatch(path)) and not path.startswith((".", "/")) and not Path(path).exists()
 
 
-def _value(config: Mapping[str, Any], key: str) -> Any:
-    """A value by its dotted key, with or without `init_args` in between."""
-    found: Any = config
-    for name in key.split("."):
-        if not isinstance(found, Mapping):
-            return None
-        inner = found.get("init_args")
-        found = found[name] if name in found else inner.get(name) if isinstance(inner, Mapping) else None
-    return found
+def _fenced(content: str, language: str = "text") -> str:
+    """Lines as they are; no run of backticks among them ends the block."""
+    fence = "`" * (max((len(run) for run in re.findall("`+", content)), default=0) + 3)
+    return f"{fence}{language}\n{content}\n{fence}"
 
 
 def _shown(value: Any) -> str:
     """A value in one cell of a Markdown table."""
-    text = " ".join(str(value).split()) if not isinstance(value, list | tuple) else ", ".join(map(str, value))
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return text(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

@@ -77,20 +77,21 @@ def _of_file(path: Path) -> list[Score]:
 def _of_summary(path: Path) -> list[Score]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--scores {path}: {error}") from error
     rows = {name: row for name, row in content.items() if isinstance(row, dict)} if isinstance(content, dict) else {}
     label = next((name for name in _LAST_FIRST if name in rows), next(reversed(rows), None))
     if label is None:
         return []
-    return [
-        _benchmark(name, entry, str(rows[label].get("scope", "")))
-        for name, entry in _mapping(rows[label].get("benchmarks")).items()
-    ]
+    scope, found = str(rows[label].get("scope", "")), _mapping(rows[label].get("benchmarks"))
+    return [score for name, entry in found.items() if (score := _benchmark(name, entry, scope)) is not None]
 
 
-def _benchmark(name: str, entry: Any, scope: str) -> Score:
+def _benchmark(name: str, entry: Any, scope: str) -> Score | None:
     known, numbers = _mapping(entry), _mapping(_mapping(entry).get("numbers"))
+    headline = _number(known.get("headline"))
+    if headline is None:
+        return None
     rows = _number(numbers.get("n"))
     notes = (
         "" if known.get("comparable", True) else f"not comparable with the leaderboard: {known.get('caveat')}",
@@ -99,7 +100,7 @@ def _benchmark(name: str, entry: Any, scope: str) -> Score:
     )
     return Score(
         name,
-        _number(known.get("headline")) or 0.0,
+        headline,
         _number(numbers.get("stderr")),
         None if rows is None else int(rows),
         "; ".join(note for note in notes if note),
@@ -110,11 +111,14 @@ def _benchmark(name: str, entry: Any, scope: str) -> Score:
 def _of_metrics(path: Path) -> list[Score]:
     """The last value of every score that a test loop writes; counts and the standard error go with their score."""
     last: dict[str, float] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for name, text in row.items():
-                if name and name.startswith("test/") and (value := _number(text)) is not None:
-                    last[name] = value
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for name, text in row.items():
+                    if name and name.startswith("test/") and (value := _number(text)) is not None:
+                        last[name] = value
+    except (csv.Error, OSError, ValueError) as error:
+        raise ValueError(f"--scores {path}: {error}") from error
     scores = []
     for name in sorted(last.keys() - {"test/stderr", "test/n", "test/failed"}):
         _, metric, *kind = name.split("/")
@@ -126,10 +130,21 @@ def _of_metrics(path: Path) -> list[Score]:
     return scores
 
 
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """A configuration's value by its dotted key, with or without `init_args` in between; None where there is none."""
+    found: Any = config
+    for name in key.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        inner = found.get("init_args")
+        found = found[name] if name in found else inner.get(name) if isinstance(inner, Mapping) else None
+    return found
+
+
 def _number(text: Any) -> float | None:
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
 

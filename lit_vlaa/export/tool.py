@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.export.run_files import config_beside
-from lit_vlaa.flags import Flags
+from lit_vlaa.flags import Flags, make_folder
 
 SEPARATOR = "::"
 """As `lit_vlaa.backbone.adapter_state.SEPARATOR`, which imports PyTorch."""
@@ -33,8 +35,9 @@ def run(words: Sequence[str]) -> int:
     given = flags().read(words)
     _check(given)
     from lit_vlaa.export.folder import export  # noqa: PLC0415 - imports transformers
+    from lit_vlaa.export.model_card import without_folders  # noqa: PLC0415
 
-    command = shlex.join(["lit-vlaa", "export", *words])
+    command = shlex.join(["lit-vlaa", "export", *(_public(word, without_folders) for word in words)])
     try:
         written = export(
             given.checkpoint,
@@ -71,6 +74,7 @@ def flags() -> Flags:
     add(
         "--config",
         nargs="+",
+        action="extend",
         type=Path,
         default=[],
         metavar="FILE",
@@ -85,6 +89,7 @@ def flags() -> Flags:
     add(
         "--scores",
         nargs="+",
+        action="extend",
         type=Path,
         default=[],
         metavar="PATH",
@@ -97,15 +102,26 @@ def flags() -> Flags:
 
 
 def _check(given: Namespace) -> None:
-    if given.max_shard_gb <= 0:
+    if not 0 < given.max_shard_gb < math.inf:
         raise UsageError([f"--max-shard-gb must be positive, got {given.max_shard_gb:g}"])
     path = Path(given.checkpoint.rpartition(SEPARATOR)[2])
     if not path.exists():
         raise UsageError([f"{path}: there is no such checkpoint"])
-    if given.output_dir.is_file() or (given.output_dir.is_dir() and any(given.output_dir.iterdir())):
+    out = given.output_dir.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError([f"--output-dir {given.output_dir} is there already; name another, or remove it"])
+    make_folder(out.parent)
+    if not os.access(out.parent, os.W_OK):
+        raise UsageError([f"--output-dir {given.output_dir}: the folder that it is to lie in cannot be written"])
+    given.output_dir = out
     if not given.config:
         found = config_beside(path)
         if found is None:
             raise UsageError([f"there is no config.yaml beside {path}: name the run's configuration with --config"])
         given.config = [found]
+
+
+def _public(word: str, shorten: Callable[[str], str]) -> str:
+    """A word of the command as the card may show it."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{flag}{equals}{shorten(value)}" if value.startswith("/") or "::/" in value else word

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from lit_vlaa.digests import sha256_of
 from lit_vlaa.endpoints.completions import Usage
 from lit_vlaa.pipeline.config import STEPS
 from lit_vlaa.prompts import format_response
@@ -220,7 +221,6 @@ def file_digest(path: Path) -> str:
         ValueError: If it cannot be read; the message names it.
     """
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error

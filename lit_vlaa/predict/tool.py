@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.flags import Flags
+from lit_vlaa.study.document import visible
 
 if TYPE_CHECKING:
-    from lit_vlaa.predict.policy import Policy
+    from lit_vlaa.predict.policy import Settings
 
-CUT_OFF = 1
-"""Exit code where the answer was cut off by the limit of tokens."""
+NO_ANSWER = 1
+"""Exit code where the answer was cut off by the limit of tokens, or the response ended within its reasoning."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -25,20 +26,20 @@ def run(words: Sequence[str]) -> int:
         words: The model and the flags; those with a dot are of `lit-vlaa fit`.
 
     Returns:
-        0, or 1 where a single answer was cut off.
+        0, or 1 where a single answer was cut off, or hidden reasoning is all there is.
 
     Raises:
         UsageError: If a flag, the model, a row or an image cannot be used.
     """
     given, rest = flags().read_some(words)
     _check(given)
-    from lit_vlaa.predict.policy import load  # noqa: PLC0415 - imports PyTorch
+    from lit_vlaa.predict.policy import read_settings  # noqa: PLC0415 - imports PyTorch
 
     try:
-        policy = load(given.model, given.config, rest, device=given.device)
-        if given.rows is not None:
-            return _rows(policy, given)
-        return _one(policy, given)
+        settings = read_settings(given.model, given.config, rest)
+        return _one(settings, given) if given.rows is None else _rows(settings, given)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         raise UsageError([one_line(str(error))]) from error
 
@@ -60,7 +61,15 @@ def flags() -> Flags:
         help="a .ckpt file, a folder of `lit-vlaa export`, another folder in the Hub's layout, a Hub id, or tiny",
     )
     add("--question", help="the question")
-    add("--image", nargs="+", type=Path, default=[], metavar="FILE", help="images ahead of the question")
+    add(
+        "--image",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="images ahead of the question",
+    )
     add("--kind", default="", help="digit, mcq, math, iou or open_ended: adds the instruction of training")
     add(
         "--reasoning",
@@ -94,38 +103,61 @@ def _check(given: Namespace) -> None:
         raise UsageError(problems)
 
 
-def _rows(policy: Policy, given: Namespace) -> int:
-    from lit_vlaa.predict.rows import answer_rows, read_questions  # noqa: PLC0415
+def _rows(settings: Settings, given: Namespace) -> int:
+    from lit_vlaa.predict.answers import answers_in  # noqa: PLC0415
+    from lit_vlaa.predict.policy import load  # noqa: PLC0415
+    from lit_vlaa.predict.rows import answer_rows, check_images, read_questions  # noqa: PLC0415
 
     questions = read_questions(given.rows)
-    count = answer_rows(policy, questions, given.image_root, given.output, batch_size=given.batch_size, seed=given.seed)
+    if kinds := settings.without_line(questions):
+        names = visible(", ".join(kinds))
+        sys.stderr.write(f"no line stands behind questions of kind {names}; --data.prompt.instructions adds one\n")
+    check_images(questions, given.image_root, settings.max_image_pixels)
+    with answers_in(given.output, given.rows) as answers:
+        policy = load(settings, device=given.device)
+        options = {"batch_size": given.batch_size, "seed": given.seed}
+        count = answer_rows(policy, questions, given.image_root, answers, **options)
     there = len(questions) - count
     sys.stdout.write(f"{count} answers in {given.output}{f', beside {there} that were there' if there else ''}\n")
     return 0
 
 
-def _one(policy: Policy, given: Namespace) -> int:
+def _one(settings: Settings, given: Namespace) -> int:
     from lit_vlaa.generation import RolloutKey, TransformersGenerator  # noqa: PLC0415
+    from lit_vlaa.predict.policy import load  # noqa: PLC0415
     from lit_vlaa.predict.rows import image_of, question_of  # noqa: PLC0415
     from lit_vlaa.predict.streaming import AnswerAlone, Streamer  # noqa: PLC0415
+    from lit_vlaa.types import KINDS  # noqa: PLC0415
 
-    record = question_of(given.question, [str(path) for path in given.image], kind=given.kind, name="", origin="")
-    images = [image_of(path, policy.max_image_pixels) for path in given.image]
+    places = [str(path) for path in given.image]
+    record = question_of(given.question, places, kind=given.kind, name="", origin="--question")
+    if settings.without_line([record]):
+        raise ValueError(f"--kind {given.kind}: no line stands behind such questions; use {', '.join(KINDS)}")
+    images = [image_of(path, settings.max_image_pixels) for path in given.image]
+    policy = load(settings, device=given.device)
     alone = AnswerAlone() if given.reasoning == "hidden" else None
 
     def write(text: str) -> None:
-        sys.stdout.write(text if alone is None else alone.feed(text))
-        sys.stdout.flush()
+        _write(text if alone is None else alone.feed(text))
 
     engine = TransformersGenerator(streamer=Streamer(policy.backbone.processor.tokenizer, write))
     key = RolloutKey(seed=given.seed, step=0)
     ((completion,),) = engine.generate(
-        policy.backbone, [policy.encode(record, images)], group_size=1, params=policy.sampling, key=key
+        policy.backbone, [policy.encode(record, images)], group_size=1, params=settings.sampling, key=key
     )
-    sys.stdout.write(f"{'' if alone is None else alone.end()}\n")
+    _write(f"{'' if alone is None else alone.end()}\n")
+    hidden = alone is not None and alone.thinking
     if completion.finish == "length":
-        where = " within its reasoning" if alone is not None and alone.thinking else ""
-        limit = policy.sampling.max_new_tokens
+        where = " within its reasoning" if hidden else ""
+        limit = settings.sampling.max_new_tokens
         sys.stderr.write(f"cut off{where} after {limit} tokens; --model.sampling.max_new_tokens allows more\n")
-        return CUT_OFF
-    return 0
+    elif hidden:
+        sys.stderr.write("the response ended within its reasoning, without an answer; --reasoning shown writes it\n")
+    return NO_ANSWER if completion.finish == "length" or hidden else 0
+
+
+def _write(text: str) -> None:
+    """Shows what the model wrote, and has the terminal obey none of it."""
+    coding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(visible(text).encode(coding, "backslashreplace").decode(coding))
+    sys.stdout.flush()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.hub.remote import sha256_of
 from datamodules.records import OnBadRecord
 from datamodules.rows import is_array, iter_texts
 from datamodules.shards import ShardSet, is_shards, stamped, trouble_with
 from datamodules.subsets import copy_rows, numbers_of
 from datamodules.table import RecordTable
+from lit_vlaa.digests import sha256_of
 from lit_vlaa.selection.choice import Aha, Integers
 from lit_vlaa.traces import Matching, count_cues
 from lit_vlaa.whole_files import replacing

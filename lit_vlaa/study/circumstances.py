@@ -13,9 +13,11 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
+
+from lit_vlaa.versions import installed
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = ("lit_vlaa", "callbacks", "datamodules")
@@ -42,7 +44,7 @@ def code() -> dict[str, Any]:
     commit = _output("git", "-C", str(_ROOT), "rev-parse", "HEAD")
     status = _output("git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no")
     return {
-        "version": _version("lit-vlaa"),
+        "version": installed("lit-vlaa"),
         "git_commit": commit or None,
         "git_dirty": bool(status) if commit else None,
         "sources_sha256": total.hexdigest(),
@@ -58,7 +60,7 @@ def packages() -> dict[str, str]:
     plain = sorted(
         {name.split(";")[0].split("[")[0].split("<")[0].split(">")[0].split("=")[0].strip() for name in names}
     )
-    return {name: found for name in plain if (found := _version(name)) is not None}
+    return {name: found for name in plain if (found := installed(name)) is not None}
 
 
 def machine() -> dict[str, Any]:
@@ -130,13 +132,6 @@ def _short(value: Any) -> str:
 def _jobs(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _output(*command: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -86,6 +90,46 @@ def test_transformers_gives_the_logits_of_the_checkpoint(
     assert not torch.allclose(found, before, atol=0.1)
 
 
+def test_version_4_of_transformers_finds_its_own_settings(folder: Path) -> None:
+    """Loaded by hand in 4.57.6: logits equal to the last bit; without these settings it failed, or drew a new head."""
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    assert text["rope_scaling"] == {"type": "mrope", "mrope_section": [4, 6, 6]}
+    assert (text["rope_theta"], text["tie_word_embeddings"]) == (1e6, True)
+    tokens = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in tokens
+    assert "<|image_pad|>" in tokens["additional_special_tokens"]
+    assert "<|image_pad|>" in AutoTokenizer.from_pretrained(folder).all_special_tokens
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None,
+    reason="torchvision is not installed, which AutoProcessor needs for videos",
+)
+def test_the_cards_own_example_answers_as_predict_does(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoProcessor  # noqa: PLC0415
+
+    # Without `runs`, so that it passes where there is torchvision but no peft.
+    assert lit(*command("fit", "sft", dataset, tmp_path / "run", **SHORT, **TOLD)) == 0
+    folder = tmp_path / "my-model"
+    assert lit("export", str(checkpoint(tmp_path / "run")), f"--output-dir={folder}") == 0
+    picture = tmp_path / "picture.png"
+    image(84, 56, 1).save(picture)  # sides of whole patches, which no processor has to resize
+    words = [f"--image={picture}", "--question=How many red circles?", "--device=cpu"]
+    capsys.readouterr()
+    assert lit("predict", str(folder), *words, "--model.sampling.temperature=0") in {0, 1}
+    expected = capsys.readouterr().out.removesuffix("\n")
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    content = [{"type": "image", "url": str(picture)}, {"type": "text", "text": "How many red circles?"}]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(chat(content), **options)
+    tokens = model.generate(**inputs, do_sample=False)  # type: ignore[misc]
+    assert DEFAULT_SYSTEM_PROMPT in processor.decode(inputs["input_ids"][0])
+    assert processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) == expected
+
+
 def test_adapters_are_in_the_weights_alone(runs: dict[str, Path], tmp_path: Path) -> None:
     assert lit("export", str(runs["lora"]), f"--output-dir={tmp_path / 'out'}") == 0
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as tensors:
@@ -137,7 +181,10 @@ def test_the_card_tells_what_it_is(folder: Path, dataset: Path) -> None:
     assert "| peak learning rate (`model.optim.lr`) | 0.01 |" in body
     assert "VLAA-Thinking-SFT.json; SHA-256" in body
     assert "lit-vlaa export" in body
-    assert DEFAULT_SYSTEM_PROMPT in body
+    assert f"```text\n{DEFAULT_SYSTEM_PROMPT}\n```" in body
+    assert str(dataset) not in card
+    assert str(folder.parent) not in card
+    assert ModelCard(card).data.to_dict() == metadata
 
 
 def test_scores_of_an_evaluation_stand_in_the_card(
@@ -158,11 +205,69 @@ def test_scores_of_an_evaluation_stand_in_the_card(
     )
     assert "| test/loss |" in card
     assert "scores in the card" in capsys.readouterr().out
-    (tmp_path / "empty.json").write_text("{}")
-    words = ["export", str(runs["weights"]), f"--output-dir={tmp_path / 'more'}", f"--scores={tmp_path / 'empty.json'}"]
-    assert lit(*words) == 2
-    assert "no evaluation in it" in capsys.readouterr().err
-    assert not (tmp_path / "more").exists()
+    for name, content, message in (
+        ("empty.json", "{}", "no evaluation in it"),
+        ("deep.json", "[" * 100_000, "recursion"),
+        ("no.json", '{"test": {"benchmarks": {"mathvista": {"metric": "hits"}}}}', "no evaluation in it"),
+        ("metrics.csv", "test/loss\n" + "9" * 200_000, "field larger than field limit"),
+    ):
+        (tmp_path / name).write_text(content)
+        words = ["export", str(runs["weights"]), f"--output-dir={tmp_path / 'more'}", f"--scores={tmp_path / name}"]
+        assert lit(*words) == 2
+        error = capsys.readouterr().err
+        assert f"--scores {tmp_path / name}" in error
+        assert message in error
+        assert not (tmp_path / "more").exists()
+
+
+def test_scores_of_two_flags_are_both_in_the_card(runs: dict[str, Path], tmp_path: Path) -> None:
+    flags = []
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"test": {"benchmarks": {name: {"headline": 0}}}}))
+        flags.append(f"--scores={tmp_path / name}.json")
+    assert lit("export", str(runs["weights"]), f"--output-dir={tmp_path / 'out'}", *flags) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| one | 0.0 % |" in card
+    assert "| two | 0.0 % |" in card
+
+
+def test_a_run_whose_own_evaluation_never_ended_is_exported(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "version_0"
+    (log / "benchmarks").mkdir(parents=True)
+    (log / "benchmarks" / "summary.json").write_text('{"step_0": null}')
+    config = (version(runs["weights"].parents[2]) / "config.yaml").read_text()
+    (log / "config.yaml").write_text(config)
+    (log / "a.ckpt").symlink_to(runs["weights"])
+    out = tmp_path / "link"
+    (tmp_path / "empty").mkdir()
+    out.symlink_to("empty")
+    assert lit("export", str(log / "a.ckpt"), f"--output-dir={out}") == 0
+    said = capsys.readouterr().out
+    assert f"configuration: {log / 'config.yaml'}" in said
+    assert "no scores in the card" in said
+    assert "lit_vlaa_config.yaml names /" in said
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """No file can grow beyond 100 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("little_room")
+def test_a_disk_that_fills_up_leaves_nothing(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert lit("export", str(runs["weights"]), f"--output-dir={out}") == 2
+    assert f"--output-dir {out} cannot be written: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_starts_another_run(folder: Path, dataset: Path, tmp_path: Path) -> None:
@@ -197,6 +302,8 @@ def test_what_cannot_be_exported_is_named(
         (["export", str(alone), out, config], "cut off"),
         (["export", str(runs["weights"]), f"--output-dir={tmp_path / 'full'}"], "is there already"),
         (["export", str(runs["weights"]), out, "--max-shard-gb=0"], "must be positive"),
+        (["export", str(runs["weights"]), out, "--max-shard-gb=nan"], "must be positive"),
+        (["export", str(runs["weights"]), f"--output-dir={alone}/out"], "cannot be made"),
         (["export", str(runs["weights"]), out, f"--scores={tmp_path / 'no.json'}"], "does not exist"),
     ):
         assert lit(*words) == 2

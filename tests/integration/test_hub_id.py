@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from helpers.checkpoints import as_released
 from helpers.hub_server import HubServer, Repo, environment, serving
 from helpers.samples import mixed_samples, tiny_backbone
 from lit_vlaa.backbone import Backbone, BackboneConfig, build_backbone
+from lit_vlaa.prompts import DEFAULT_SYSTEM_PROMPT
 from lit_vlaa.sequences import assemble
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,3 +105,40 @@ def test_a_hub_id_and_its_revision_load_what_was_saved(
     assert before >= 3
     assert remote_scores(hub, tmp_path, [MAIN]) == [latest]
     assert weights_fetched() == before, "what is in the cache must not be fetched again"
+
+
+def test_an_exported_repository_is_asked_as_in_its_training(folders: dict[str, Path], tmp_path: Path) -> None:
+    """`predict` takes a repository's own settings, of the revision that is named; not its code, nor its classes."""
+    config = {
+        "model": {
+            "class_path": "no.such.Class",
+            "init_args": {"backbone": {"max_pixels": 5000, "trust_remote_code": True}},
+        },
+        "data": {"init_args": {"prompt": {"system_prompt": "Be brief: yes # or no."}}},
+    }
+    file = tmp_path / "lit_vlaa_config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    commits = {commit: {path.name: path for path in folder.iterdir()} for commit, folder in folders.items()}
+    commits[TAGGED][file.name] = file
+    with serving(Repo(REPO, commits, {"main": MAIN, "v1": TAGGED})) as server:
+        code = (
+            "from lit_vlaa.predict.policy import read_settings\n"
+            "for flags in ([], ['--model.backbone.revision=v1']):\n"
+            f"    told = read_settings({REPO!r}, [], flags)\n"
+            "    print('RESULT', told.prompt.system_prompt, told.backbone)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(server.url, tmp_path / "home", PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    main, tagged = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert DEFAULT_SYSTEM_PROMPT in main
+    assert "max_pixels=262144" in main
+    assert "Be brief: yes # or no." in tagged
+    assert "max_pixels=5000" in tagged
+    assert "trust_remote_code=False" in tagged

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from helpers.commands import lit
 from helpers.samples import image
 from lit_vlaa.answers import extract_answer
+from lit_vlaa.predict.policy import read_settings
 from lit_vlaa.predict.streaming import AnswerAlone
 
 GREEDY = ["--model.sampling.temperature=0", "--model.sampling.max_new_tokens=60", "--device=cpu"]
@@ -95,7 +99,7 @@ def test_a_file_of_questions(folder: Path, picture: Path, tmp_path: Path, capsys
     assert lit(*words) == 0
     content = out.read_bytes()
     found = [json.loads(line) for line in content.splitlines()]
-    assert [row["id"] for row in found] == [f"{rows}:1", "text", "two"]
+    assert [row["id"] for row in found] == ["rows.jsonl:1", "text", "two"]
     alone = ask(capsys, folder, f"--question={QUESTION}", f"--image={picture}", "--kind=digit")
     assert found[0]["response"] == alone.strip()
     assert found[0]["thinking"] in found[0]["response"]
@@ -118,15 +122,29 @@ def test_a_file_of_questions(folder: Path, picture: Path, tmp_path: Path, capsys
         ('{"question": "?", "image": 3}', "rows.jsonl:2: `image` is no path"),
         ('{"question": "?", "image": "../a.png"}', "rows.jsonl:2: a path with '..'"),
         ('{"question": "?", "image": "missing.png"}', "rows.jsonl:2: no such file below the image root"),
+        ('{"question": "?", "image": "a.png", "images": []}', "rows.jsonl:2: has both `image` and `images`"),
+        ('{"question": "?", "image": "notes.png"}', "rows.jsonl:2: cannot be read: 'notes.png': no PNG"),
         ('{"question": "?", "id": "first"}', "is that of line 1 too"),
+        ('{"question": " "}', "rows.jsonl:2: there is no text in the question"),
+        ('{"question": "?\\ud800"}', "rows.jsonl:2: holds half a surrogate pair"),
+        ("[" * 100_000, "rows.jsonl:2: no JSON"),
     ],
 )
-def test_a_bad_row_is_named(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_row_is_named_before_a_model_is_loaded(
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_vlaa.predict.policy.build_backbone", _never)
     rows = tmp_path / "rows.jsonl"
+    (tmp_path / "notes.png").write_text("no image")
     rows.write_text(f'{{"id": "first", "question": "hi"}}\n{line}\n')
     words = [f"--rows={rows}", f"--image-root={tmp_path}", f"--output={tmp_path / 'out.jsonl'}", *GREEDY]
     assert lit("predict", "tiny", *words) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def _never(*_: Any, **__: Any) -> None:
+    raise AssertionError("a model was loaded before its rows were read")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,9 @@ def test_a_bad_row_is_named(line: str, message: str, tmp_path: Path, capsys: pyt
         (["--question=a", "--batch-size=0"], "--batch-size must be at least 1"),
         (["--question=a", "--image=missing.png"], "--image missing.png: no such file"),
         (["--question=a", "--device=cuda:9"], "--device cuda:9"),
+        (["--question= "], "--question: there is no text in the question"),
+        (["--question=a", "--kind=numbers"], "--kind numbers: no line stands behind such questions; use digit, mcq"),
+        (["--rows=no.jsonl", "--output=b"], "no.jsonl"),
     ],
 )
 def test_flags_that_cannot_work(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,13 +168,126 @@ def test_flags_that_cannot_work(words: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
-def test_another_programs_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows, out = tmp_path / "rows.jsonl", tmp_path / "notes.txt"
-    rows.write_text('{"question": "hi"}\n')
-    out.write_text("my notes\n")
-    assert lit("predict", "tiny", *GREEDY, f"--rows={rows}", f"--output={out}") == 2
-    assert "is no answer of this command" in capsys.readouterr().err
-    assert out.read_text() == "my notes\n"
+def test_a_picture_above_the_limit_says_what_allows_more(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--data.max_image_pixels=100", "--device=cpu"]
+    assert lit("predict", "tiny", "--question=a", f"--image={picture}", *small) == 2
+    assert "more pixels than max_image_pixels; --data.max_image_pixels allows more" in capsys.readouterr().err
+    rows = questions(tmp_path / "rows.jsonl", picture)
+    words = [f"--rows={rows}", f"--image-root={picture.parent}", f"--output={tmp_path / 'out'}"]
+    assert lit("predict", "tiny", *words, *small) == 2
+    assert "84x84 > 100; --data.max_image_pixels allows more" in capsys.readouterr().err
+
+
+def test_pictures_of_two_flags_are_both_shown(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "tiny", "--question=a", "--device=cpu", "--model.sampling.max_new_tokens=20"]
+    words += ["--model.sampling.temperature=1"]
+    shown = []
+    for images in ([f"--image={picture}"], [f"--image={picture}", f"--image={picture}"]):
+        assert lit(*words, *images) in {0, 1}
+        shown.append(capsys.readouterr().out)
+    assert lit(*words, "--image", str(picture), str(picture)) in {0, 1}
+    assert capsys.readouterr().out == shown[1] != shown[0]
+
+
+def test_other_settings_do_not_go_on_in_the_same_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    asked = '{"id": "a", "question": "hi", "kind": "odd"}\n'
+    rows.write_text(asked)
+    words = ["predict", "tiny", "--model.sampling.max_new_tokens=3", "--device=cpu", f"--rows={rows}"]
+    words += [f"--output={out}"]
+    assert lit(*words) == 0
+    assert "kind odd" in capsys.readouterr().err
+    rows.write_text('{"id": "a", "question": "hi"}\n')
+    assert lit(*words) == 2
+    assert "was answered by another model" in capsys.readouterr().err
+    rows.write_text(asked)
+    content = out.read_bytes()
+    others = (
+        "--seed=1",
+        "--model.sampling.temperature=1",
+        "--data.prompt.system_prompt=x",
+        "--model.backbone.dtype=bfloat16",
+    )
+    for other in others:
+        assert lit(*words, other) == 2
+        assert f"--output {out}:1: 'a' was answered by another model" in capsys.readouterr().err
+    rows.write_text('{"id": "a", "question": "hello"}\n')
+    assert lit(*words) == 2
+    assert "or was another question; name another file" in capsys.readouterr().err
+    assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no.ckpt", "MODEL no.ckpt: there is no such checkpoint"),
+        ("rows.jsonl", "is a file, but no .ckpt"),
+        (".", "is a folder without config.json"),
+        ("./no/such/folder", "there is no such file or folder"),
+    ],
+)
+def test_what_is_no_model_is_named(
+    model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}")
+    assert lit("predict", model, "--question=hi") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_adapters_behind_their_base_find_their_configuration(sft_checkpoint: Path) -> None:
+    model = f"moved.ckpt::{sft_checkpoint}"
+    settings = read_settings(model, [], [])
+    assert settings.init_from == model
+    assert settings.prompt.system_prompt == ""
+
+
+def test_a_folder_of_a_stranger_runs_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange, ran = tmp_path / "strange", tmp_path / "ran"
+    shutil.copytree(folder, strange)
+    code = f"open({str(ran)!r}, 'w').close()\n"
+    (strange / "own_code.py").write_text(code)
+    (tmp_path / "own_class.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((strange / name).read_text())
+        settings["auto_map"] = {"AutoConfig": "own_code.C", "AutoTokenizer": ["own_code.T", "own_code.T"]}
+        (strange / name).write_text(json.dumps(settings))
+    config = yaml.safe_load((strange / "lit_vlaa_config.yaml").read_text())
+    config["model"]["class_path"] = "own_class.Module"
+    config["model"]["init_args"]["backbone"]["trust_remote_code"] = True
+    (strange / "lit_vlaa_config.yaml").write_text(yaml.safe_dump(config))
+    words = [f"--question={QUESTION}"]
+    assert ask(capsys, strange, *words) == ask(capsys, folder, *words)
+    assert not ran.exists()
+    several = "a: &a [1, 1]\nb: &b [*a, *a]\nmodel: {init_args: {sampling: {top_k: *b}}}\n"
+    (strange / "lit_vlaa_config.yaml").write_text(several)
+    assert lit("predict", str(strange), *words) == 2
+    assert "has another form than" in capsys.readouterr().err
+
+
+def test_a_terminal_is_given_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    # At this temperature the bytes of the tiny vocabulary are drawn alike, those that terminals obey among them.
+    words = ["--model.sampling.temperature=50", "--model.sampling.max_new_tokens=300", "--device=cpu"]
+    assert lit("predict", "tiny", "--question=hi", *words) in {0, 1}
+    shown = capsys.readouterr().out
+    assert "⟨U+00" in shown
+    assert not [char for char in shown if unicodedata.category(char) == "Cc" and char not in "\n\t"]
+
+
+def test_nobody_reads_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.write", _closed)
+    assert lit("predict", "tiny", "--question=hi", "--model.sampling.max_new_tokens=3", "--device=cpu") == 141
+    monkeypatch.undo()
+    assert "error" not in capsys.readouterr().err
+
+
+def _closed(_: str) -> int:
+    raise BrokenPipeError
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
@@ -166,9 +300,15 @@ def test_another_programs_file_is_left_alone(tmp_path: Path, capsys: pytest.Capt
         ("<think>never ends", ""),
         ("a<think>b</think>c<think>d</think>e", "ace"),
         ("<thin", "<thin"),
+        ("begun by the template</think><answer>7</answer>", "7"),
+        ("<think>a<think>b</think></think><answer>7</answer>", "7"),
+        ("<think>never closed<answer>7</answer>", "7"),
+        ("<think>says <answer> here</think><answer>7</answer>", "7"),
+        ("</think>", ""),
     ],
 )
 def test_the_answer_alone_in_pieces_of_any_size(response: str, shown: str, size: int) -> None:
     alone = AnswerAlone()
     pieces = [alone.feed(response[start : start + size]) for start in range(0, len(response), size)]
     assert "".join(pieces) + alone.end() == shown
+    assert alone.thinking == (response == "<think>never ends")

@@ -56,7 +56,7 @@ def test_help_lists_every_command_without_torch() -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "version", lambda name: f"9.9 of {name}")
+    monkeypatch.setattr(cli, "installed", lambda name: f"9.9 of {name}")
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "lit-vlaa 9.9 of lit-vlaa\n"
 

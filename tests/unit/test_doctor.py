@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import re
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from lit_vlaa.optim import OptimConfig
 from lit_vlaa.reference import Reference
 from lit_vlaa.remedies import Knob, Remedies, combinations, knobs, turn
 from lit_vlaa.rollout_memory import Rollouts
+from lit_vlaa.versions import installed
 from unit.test_memory import SHAPE, THREE, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -326,16 +326,8 @@ def test_the_environment_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_missing_or_old_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    original = importlib.metadata.version
     versions = {"torch": "2.0.0", "datasets": None}
-
-    def version(name: str) -> str:
-        found = versions.get(name, original(name))
-        if found is None:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return found
-
-    monkeypatch.setattr(environment, "version", version)
+    monkeypatch.setattr(environment, "installed", lambda name: versions.get(name, installed(name)))
     assert doctor() == 1
     printed = capsys.readouterr().out
     assert re.search(r"torch +2\.0\.0  <- run `pip install 'torch>=[\d.]+'`", printed)
