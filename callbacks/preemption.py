@@ -4,7 +4,7 @@ SIGTERM is what `kill`, `timeout`, containers and schedulers send. Lightning's o
 once, amid whatever they are reducing, and the one for SLURM saves there too. Here a handler only notes the signal, and
 all ranks ask each other at places where they stand alike: before a batch, between two optimiser steps of a batch,
 before a validation batch. What lies between two such places (an optimiser step, a rollout, a validation batch) must
-fit the time that is left until SIGKILL; torchrun, told to go itself, leaves 30 seconds.
+fit the time that is left until SIGKILL; torchrun, told to go itself, leaves 30 seconds, `lit_vlaa.hosts` 180.
 
 Schedulers signal every process of a job. A data loader's workers must outlive that, or the run dies with them before it
 has saved: `datamodules.workers.outlive_sigterm` as their `worker_init_fn` sees to it.

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 def outlive_sigterm(worker: int) -> None:  # noqa: ARG001  # PyTorch gives the worker's number
-    """Makes a worker pass over its first SIGTERM, which schedulers send to all processes of a job.
+    """Makes a worker pass over SIGUSR1 and its first SIGTERM, which schedulers send to all processes of a job.
 
     The trainer's process then decides when to end, and its workers end with it. A second SIGTERM ends the worker: so
     Python ends one that hangs. This is a `worker_init_fn`.
@@ -24,6 +24,7 @@ def outlive_sigterm(worker: int) -> None:  # noqa: ARG001  # PyTorch gives the w
         told = True
 
     signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's; else a fork of the trainer would save and requeue
 
 
 def end_with(parent: int) -> None:

@@ -24,6 +24,13 @@ _KEYWORD_CHECKPOINTS = ("best", "last", "hpc")
 _LAST = "LIT_VLAA_LAST_CHECKPOINT"
 """Environment variable by which ranks that Lightning starts take the checkpoint that the first one found."""
 
+ORIGIN = "LIT_VLAA_ORIGIN_FILE"
+"""Environment variable: a launcher's file, to which `--ckpt_path last` writes what it found.
+
+A command that ends in order removes it; one that crashes or is killed leaves it. See `lit_vlaa.hosts` and
+`configs/cluster/train.sbatch`.
+"""
+
 _NO_MODEL = (
     "no model is given: add --model lit_vlaa.sft.SFTModule or --model lit_vlaa.grpo.GRPOModule, "
     "or a --config that names one"
@@ -270,6 +277,9 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
         rank_zero_info(f"--ckpt_path last: passed over, since {fault}")
     rank_zero_info(f"--ckpt_path last: {path or f'none below {folders[0]} yet, the run starts at its beginning'}")
     os.environ[_LAST] = "" if path is None else str(path)
+    if path is not None and ORIGIN in os.environ and Path(os.environ[ORIGIN]).exists():
+        # With its time, as a name may be written anew.
+        Path(os.environ[ORIGIN]).write_text(f"{path}\n{path.stat().st_mtime_ns}", encoding="utf-8")
     return None if path is None else str(path)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from lit_vlaa.checks import RunStoppedError, UsageError, one_line
+from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, one_line
 from lit_vlaa.versions import installed
 
 RUNS = {
@@ -115,7 +115,13 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code: 0 when all went well, 1 when a run stopped itself, 2 when the arguments cannot work, 130 after
         Ctrl-C, 141 when nobody reads the output any more, as after `| head`.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    code = _run(list(sys.argv[1:] if args is None else args))
+    if ORIGIN in os.environ:
+        Path(os.environ[ORIGIN]).unlink(missing_ok=True)
+    return code
+
+
+def _run(words: list[str]) -> int:
     try:
         return _dispatch(words)
     except UsageError as error:

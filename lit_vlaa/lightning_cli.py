@@ -23,6 +23,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_vlaa.checks import PreemptedExit, RunStoppedError, UsageError, find_problems, last_checkpoint, one_line
+from lit_vlaa.parallel import gather_objects
 from lit_vlaa.run_folder import claim, release
 from lit_vlaa.strategies import map_strategy_name
 
@@ -114,7 +115,7 @@ class VLAACLI(LightningCLI):
         if problems := find_problems(config):
             raise UsageError(problems)
         if config.get("ckpt_path") == "last":
-            config.ckpt_path = last_checkpoint(config, self.config["subcommand"])
+            config.ckpt_path = self._progress.last = last_checkpoint(config, self.config["subcommand"])
         if isinstance(config.trainer.strategy, str):
             config.trainer.strategy = map_strategy_name(config.trainer.strategy)
 
@@ -212,10 +213,22 @@ class Parsed(VLAACLI):
 
 
 class Progress(Callback):
-    """Notes when the Trainer has set everything up and begins its work."""
+    """Notes when the Trainer has set everything up and begins its work; sees to it that all ranks begin alike."""
 
     def __init__(self) -> None:
         self.started = False
+        self.last: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Compares what the ranks go on from: each host looks for the last checkpoint in its own view of the folder.
+
+        Raises:
+            RuntimeError: If they differ.
+        """
+        paths = gather_objects(self.last)
+        if other := [rank for rank, path in enumerate(paths) if path != paths[0]]:
+            found = f"rank 0 found {paths[0]}, rank {other[0]} {paths[other[0]]}"
+            raise RuntimeError(f"--ckpt_path last: {found}; start again, once all hosts see the same files")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Training begins."""

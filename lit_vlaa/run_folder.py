@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from lightning_utilities.core.rank_zero import rank_zero_info
+
 LOCK = ".running"
-"""A file in the run's folder, locked as long as the run's first process lives."""
+"""A file in the run's folder, locked as long as the run's first process lives; it holds the name of its host."""
+
+_LEASE = 120.0
+"""Seconds within which a file server gives free what a dead host had locked; NFS 4 takes 90."""
 
 _held: list[IO[str]] = []
 
@@ -36,6 +43,8 @@ def claim(root: Path, number: int) -> int:
         handle = (root / f"version_{number}" / LOCK).open("w", encoding="utf-8")
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle.write(socket.gethostname())
+        handle.flush()
         _held.append(handle)
         return number
 
@@ -50,18 +59,33 @@ def release() -> None:
         handle.close()
 
 
-def going_on(checkpoint: Path) -> Path | None:
+def going_on(checkpoint: Path, lease: float = _LEASE) -> Path | None:
     """The folder of a run that is still going on and wrote a checkpoint; None where that run has ended.
 
     Args:
         checkpoint: Anywhere in the run's folder.
+        lease: Seconds to wait for the lock of another host, which may have died.
     """
     for folder in checkpoint.absolute().parents[:2]:
-        try:
-            with (folder / LOCK).open(encoding="utf-8") as handle:
+        end, told = time.monotonic() + lease, False
+        while (host := _holder(folder / LOCK)) is not None:
+            if host in {"", socket.gethostname()} or time.monotonic() > end:
+                return folder
+            if not told:
+                rank_zero_info(f"{folder} is in use by {host}; waiting for {lease:.0f} s, as that may have died")
+            told = True
+            time.sleep(1.0)
+    return None
+
+
+def _holder(lock: Path) -> str | None:
+    """The host whose process holds a lock, empty where it is not told; None where nobody does."""
+    try:
+        with lock.open(encoding="utf-8") as handle:
+            try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return folder
-        except OSError:
-            continue  # no lock, or no locks
+            except BlockingIOError:
+                return handle.read()
+    except OSError:
+        pass  # no lock, or no locks
     return None

@@ -1,29 +1,43 @@
-"""Two hosts, played by process trees of their own on this machine, that torchrun brings together over TCP.
+"""Two hosts, with nothing but TCP between them, under FSDP2 GRPO: each of them dies once and comes back.
 
-One of them is killed while it trains; the other ends too, and the same lines go on to where an undisturbed run ends.
+The hosts are network namespaces; a host that dies falls silent, as its cable is out before its processes are killed.
+Where namespaces cannot be made they are addresses of this machine, whose peers learn of their end at once.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import re
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.commands import command, lit
-from helpers.launch import ROOT, _free_port
+from helpers.commands import command, lit, lit_in_ranks
+from helpers.hosts import Host, Network, namespaces, why_no_namespaces
 from helpers.states import assert_equal
 from lit_vlaa.checkpoints import WholeCheckpointIO, newest
 
 STEPS = 8
 PATIENCE = 240.0
 CALLBACKS = "--trainer.callbacks"
-SCRIPT = ROOT / "configs" / "cluster" / "torchrun.sh"
+
+
+@pytest.fixture(params=["namespaces", "loopback"])
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    why = why_no_namespaces()
+    if request.param == "namespaces":
+        if why:
+            pytest.skip(why)
+        with namespaces(2) as network:
+            yield network
+    else:
+        if not why:
+            pytest.skip("network namespaces can be made here, and show more")
+        network = Network(2, None)
+        yield network
+        network.close()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +48,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def words(data: Path, root: Path) -> list[str]:
+def words(data: Path, root: Path, **more: Any) -> list[str]:
     """GRPO under FSDP2: four rollouts of two steps, with a checkpoint after each."""
     options: dict[str, Any] = {
         "trainer__strategy": "fsdp2",
@@ -50,58 +64,21 @@ def words(data: Path, root: Path) -> list[str]:
         f"{CALLBACKS}.every_n_train_steps=2",
         f"{CALLBACKS}.enable_version_counter=false",
     ]
-    return [*command("fit", "grpo", data, root, **options), *saving]
+    return [*command("fit", "grpo", data, root, **options, **more), *saving]
 
 
-class Host:
-    """torchrun's agent and its worker, which has a session of its own."""
-
-    def __init__(self, number: int, port: int, arguments: list[str], folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.log = folder / f"host{number}-{time.monotonic_ns()}.log"
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-            "NODES": "2",
-            "DEVICES": "1",
-            "HEAD": "127.0.0.2",
-            "PORT": str(port),
-            "NODE": str(number - 1),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-        }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(SCRIPT), *arguments],
-                env=environment,
-                cwd=folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def power_off(self) -> None:
-        """Kills everything at once."""
-        pids = [self.process.pid]
-        for pid in pids:  # grows by each one's children
-            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def ended(*hosts: Host) -> None:
-    """Waits for both hosts to end well."""
+def wait(done: Callable[[], bool], *hosts: Host) -> None:
+    """Waits until something has happened."""
     end = time.monotonic() + PATIENCE
-    while any(host.process.poll() is None for host in hosts):
+    while not done():
         if time.monotonic() > end or any(host.process.poll() for host in hosts):
-            for host in hosts:
-                if host.process.poll() is None:
-                    host.power_off()
-            pytest.fail("\n".join(f"{host.log}\n{host.log.read_text(errors='replace')[-3000:]}" for host in hosts))
-        time.sleep(0.05)
-    assert [host.process.returncode for host in hosts] == [0, 0]
+            pytest.fail("\n".join(f"{host.log}\n{host.said()[-3000:]}" for host in hosts))
+        time.sleep(0.02)
+
+
+def restarts(host: Host) -> list[str]:
+    """What it said of each restart, but for the reason."""
+    return re.findall(r"lit-vlaa: .* (restart .*?): ", host.said())
 
 
 def last(root: Path) -> dict[str, Any]:
@@ -111,26 +88,26 @@ def last(root: Path) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(900)
-def test_a_host_that_dies_and_comes_back(rows: Path, tmp_path: Path) -> None:
+def test_each_host_dies_and_comes_back(network: Network, rows: Path, tmp_path: Path) -> None:
     straight, disturbed = tmp_path / "straight", tmp_path / "disturbed"
-    port = _free_port()
-    ended(*(Host(number, port, words(rows, straight), straight) for number in (1, 2)))
+    lit_in_ranks(words(rows, straight, trainer__devices=2))  # one host of two processes
     expected = last(straight)
     assert expected["global_step"] == STEPS
 
-    first, second = (Host(number, port, words(rows, disturbed), disturbed) for number in (1, 2))
-    end = time.monotonic() + PATIENCE
-    while not list(disturbed.rglob("*.ckpt")):
-        assert time.monotonic() < end, first.log.read_text()
-        assert second.process.poll() is None, second.log.read_text()
-        time.sleep(0.01)
+    arguments = words(rows, disturbed)
+    first, second = (Host(network, number, arguments, disturbed) for number in (1, 2))
+    wait(lambda: bool(list(disturbed.rglob("*.ckpt"))), first, second)
     second.power_off()
-    assert first.process.wait(PATIENCE) != 0
+    (path,) = disturbed.rglob("*.ckpt")
+    back = Host(network, 2, arguments, disturbed)
+    wait(lambda: len(list(disturbed.rglob("*.ckpt"))) > 1, first, back)
+    assert restarts(first) == ["restart 1 of at most 3 after starting at the beginning"]
+
+    first.power_off()  # all meet there
     assert last(disturbed)["global_step"] < STEPS
-    port = _free_port()
-    first, second = (Host(number, port, words(rows, disturbed), disturbed) for number in (1, 2))
-    ended(first, second)
+    head = Host(network, 1, arguments, disturbed)
+    wait(lambda: head.process.poll() == back.process.poll() == 0, head, back)
+    assert restarts(back) == [f"restart 1 of at most 3 after starting at {path}"]
     resumed = last(disturbed)
-    assert "checkpoints/last.ckpt" in first.log.read_text()
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
         assert_equal(expected[part], resumed[part])

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from helpers.commands import command, version
 from helpers.launch import ROOT, _free_port
 
@@ -34,9 +36,10 @@ def test_the_script_trains_on_two_nodes(dataset: Path, tmp_path: Path) -> None:
     words = command("fit", "sft", dataset, tmp_path / "run", **options, trainer__devices=8)
     done = subprocess.run(
         [SCRIPT, *words],
-        cwd=ROOT,
+        cwd=tmp_path,
         env={
             **os.environ,
+            "PYTHONPATH": str(ROOT),
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "SLURM_JOB_ID": "7",
@@ -54,4 +57,63 @@ def test_the_script_trains_on_two_nodes(dataset: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "MEMBER: 2/2" in done.stderr
+    assert not list(tmp_path.glob("lit-vlaa-7*"))  # what it keeps for a job that died
     assert len(list((version(tmp_path / "run") / "checkpoints").iterdir())) == 1
+
+
+STAND_INS = {
+    "srun": """#!/usr/bin/env bash
+case $(sed -n "$(($(cat starts | wc -l) + 1))p" script) in
+  done) code=0; rm "$LIT_VLAA_ORIGIN_FILE";;
+  own) code=137; rm "$LIT_VLAA_ORIGIN_FILE";;
+  killed) code=137;;
+  further) code=137; wc -l < starts > "$LIT_VLAA_ORIGIN_FILE";;
+esac
+echo >> starts
+exit $code
+""",
+    "scontrol": """#!/usr/bin/env bash
+[ "$*" = "requeue 7" ] && touch queued
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "codes"),
+    [
+        ("done", [0]),
+        # The run told why it ends, and srun killed the ranks that were slower.
+        ("own", [137]),
+        ("killed done", [137, 0]),
+        ("killed killed killed done", [137, 137, 137]),
+        ("further further further further done", [137, 137, 137, 137, 0]),
+    ],
+)
+def test_a_job_whose_process_died_goes_back_into_the_queue(script: str, codes: list[int], tmp_path: Path) -> None:
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "starts").touch()
+    (tmp_path / "script").write_text(script.replace(" ", "\n") + "\n")
+    seen = []
+    queued = True
+    while queued:
+        done = subprocess.run(
+            [SCRIPT, "fit"],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+                "SLURM_JOB_ID": "7",
+                "SLURM_NNODES": "2",
+                "RESTARTS": "2",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seen.append(done.returncode)
+        queued = (tmp_path / "queued").exists()
+        (tmp_path / "queued").unlink(missing_ok=True)
+    assert seen == codes, done.stderr
+    assert ("no requeue, as 3 starts have failed after starting at the beginning" in done.stderr) == (len(codes) == 3)

@@ -183,7 +183,13 @@ def test_two_runs_in_one_folder(dataset: Path, tmp_path: Path, capsys: pytest.Ca
         assert lit(*words(dataset, tmp_path, "--ckpt_path=last")) == 2
         assert "belongs to a run that is still going on" in capsys.readouterr().err
         assert lit(*words(dataset, tmp_path, f"--ckpt_path={path}", steps=4)) == 0
-        other.communicate(b"\n")
+        # A host that has died loses its lock after a while; the run waits for that, not for a process of its own host.
+        lock.write_text("another host")
+        threading.Timer(1.5, other.communicate, [b"\n"]).start()
+        assert going_on(path, lease=0) == path.parents[1]
+        began = time.monotonic()
+        assert going_on(path, lease=60) is None
+        assert time.monotonic() - began > 1
     assert lit(*words(dataset, tmp_path, "--ckpt_path=last", steps=4)) == 0
 
 

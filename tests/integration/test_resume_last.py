@@ -174,3 +174,13 @@ def test_a_job_that_is_told_to_go_as_a_whole(dataset: Path, tmp_path: Path) -> N
     assert line.startswith("lit-vlaa: SIGTERM: stopped at step 2; go on with: lit-vlaa fit ")
     assert problem(checkpoint(tmp_path, "preempted.ckpt")) == ""
     assert not (version(tmp_path, 1)).exists()
+
+
+def test_ranks_that_find_different_checkpoints_do_not_begin(root: Path, dataset: Path, tmp_path_factory: Any) -> None:
+    own = [
+        words("sft", dataset, folder, "--ckpt_path=last", trainer__devices=2, trainer__max_steps=4)
+        for folder in (root, tmp_path_factory.mktemp("elsewhere"))
+    ]
+    path = checkpoint(root, "last.ckpt", 1)
+    for told in launch.run_ranks("helpers.commands:run_own", commands=own):
+        assert told.startswith(f"--ckpt_path last: rank 0 found {path}, rank 1 None; start again"), told

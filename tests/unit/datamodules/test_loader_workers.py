@@ -26,12 +26,13 @@ def loader(**options: Any) -> DataLoader[int]:
     return DataLoader(Slow(), num_workers=1, prefetch_factor=1, **options)  # type: ignore[arg-type]
 
 
-def test_a_workers_first_sigterm_passes_by() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_schedulers_first_signal_passes_a_worker_by(number: int) -> None:
     rows = []
     for place, row in enumerate(loader(worker_init_fn=outlive_sigterm)):
         rows.append(int(row))
         if place == 2:
-            os.kill(int(row), signal.SIGTERM)
+            os.kill(int(row), number)
     assert len(rows) == 20
 
 
