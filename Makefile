@@ -24,6 +24,7 @@ setup: $(STAMP) ## install the project and its tools into .venv
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'Python 3.11 or later is needed; name one, as in: make setup PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Installing into $(VENV): a minute or more, about 2 GB (more with the CUDA build of PyTorch).'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'

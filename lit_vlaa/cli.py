@@ -29,6 +29,7 @@ RUNS = {
 """The commands of Lightning's Trainer, with what they do."""
 
 _INTERRUPTED, _UNHEARD = 130, 141
+_GO_ON = "; with --ckpt_path last the same command goes on from the newest checkpoint, if any (SIGTERM saves one first)"
 
 
 class Tool(NamedTuple):
@@ -145,6 +146,10 @@ def _run(words: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
         return _UNHEARD
     except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes this of Ctrl-C
+            if _first_rank():
+                sys.stderr.write(f"lit-vlaa: interrupted{_GO_ON if words[0] == 'fit' else ''}\n")
+            return _INTERRUPTED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
@@ -188,13 +193,15 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise UsageError([f"lit-vlaa {name} cannot start: {error}; run `pip install lit-vlaa`"]) from error
+        raise UsageError([f"lit-vlaa {name} cannot start: {error}; run `make setup` in the repository"]) from error
     if tool.words:
         return int(function(words))
     parser = _ToolParser(prog=f"lit-vlaa {name}", description=_prose(function) or tool.summary)
     if tool.output:
         parser.add_argument("--output_dir", type=Path, required=True, help="The folder to write to.")
-    parser.add_function_arguments(function, as_positional=False, skip={tool.output} if tool.output else None)
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=False, skip={tool.output} if tool.output else None
+    )
     values = parser.instantiate(parser.parse_args([_underscored(word) for word in words])).as_dict()
     if tool.output:
         values[tool.output] = values.pop("output_dir")

@@ -19,7 +19,6 @@ OPTIONAL = {
     "bitsandbytes": "--model.optim.optimizer adamw_8bit and --model.backbone.quantize",
     "flash-attn": "--model.backbone.attention flash_attention_2",
     "peft": "--model.backbone.lora.rank",
-    "torchvision": "transformers' own processors; not needed here",
 }
 """Libraries that single options need."""
 

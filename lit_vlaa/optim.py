@@ -151,7 +151,7 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
         library = importlib.import_module("bitsandbytes.optim")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "--model.optim.optimizer adamw_8bit needs bitsandbytes: run `pip install 'lit-vlaa[gpu]'`, "
+            "--model.optim.optimizer adamw_8bit needs bitsandbytes: run `pip install bitsandbytes`, "
             "or use --model.optim.optimizer adamw"
         ) from error
     optimizer: Optimizer = library.AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.eps)

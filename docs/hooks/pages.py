@@ -24,6 +24,8 @@ PACKAGES = ("lit_vlaa", "callbacks", "datamodules")
 
 _MARK = re.compile(r"<!-- made: (\w+) -->")
 _PICTURE = re.compile(r"<!-- made: picture (\w+) -->")
+_CODE = re.compile(r"<code>[^<]+</code>")
+_FLAG = re.compile(r"(?<![\w-])--\w+")
 _WIDTH = "100"
 
 _DEPARTURE = re.compile(r"Departures?(?= from the paper|\n)")
@@ -37,7 +39,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Puts pictures in the place of marks (mkdocs calls this for each page)."""
+    """Puts pictures in the place of marks, keeps a flag's hyphens with its name (mkdocs calls this for each page)."""
+    content = _CODE.sub(lambda code: _FLAG.sub(r'<span class="flag">\g<0></span>', code[0]), content)
     return _PICTURE.sub(lambda mark: (ROOT / "docs" / "images" / f"{mark[1]}.svg").read_text(encoding="utf-8"), content)
 
 

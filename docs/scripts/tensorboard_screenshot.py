@@ -8,6 +8,7 @@ Nothing but this machine is reached: TensorBoard listens on the loopback address
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import re
@@ -22,19 +23,21 @@ from typing import Any, Self
 
 TAGS = (
     "reward/mean",
+    "reward/open_ended",
     "rollout/length",
+    "rollout/no_answer",
     "rollout/zero_variance",
     "policy/kl",
     "policy/entropy",
-    "policy/clipped",
     "policy/grad_norm",
-    "policy/sampler_gap",
     "optim/lr",
 )
 """What to look at first in a run of GRPO."""
 
-SIZE = (1900, 1720)
+SIZE = (1400, 1290)
 _DRAWS_S = 15.0
+_WITHOUT_SETTINGS = """document.querySelector('[aria-label="Toggle settings side pane"]').click()"""
+_WITHOUT_TABLES = """document.querySelectorAll('[aria-label="Deselect fob"]').forEach(mark => mark.click())"""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -69,20 +72,32 @@ def _address(server: subprocess.Popen[str]) -> str:
 
 
 def _take(browser: str, address: str, picture: Path, profile: str) -> None:
-    query = {"tagFilter": f"^({'|'.join(TAGS)})$", "smoothing": "0.6", "darkMode": "false"}
+    query = {"tagFilter": f"^({'|'.join(TAGS)})$", "smoothing": "0.9", "darkMode": "false"}
     url = f"{address}/?{urllib.parse.urlencode(query)}#timeseries"
     with Browser(browser, profile) as page:
         page.ask("Page.navigate", url=url)
         time.sleep(_DRAWS_S)  # TensorBoard does not say when its curves stand
+        for script in (_WITHOUT_SETTINGS, _WITHOUT_TABLES, _WITHOUT_TABLES):  # the last for cards that came into view
+            page.ask("Runtime.evaluate", expression=script)
+            time.sleep(_DRAWS_S / 5)
         picture.write_bytes(base64.b64decode(page.ask("Page.captureScreenshot", format="png")["data"]))
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose numbers are not those that the browser expects its own under."""
+    ends = os.pipe()
+    reading, writing = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 5) for end in ends)
+    for end in ends:
+        os.close(end)
+    return reading, writing
 
 
 class Browser:
     """A page in headless Chromium, spoken to over the pipe of its DevTools protocol."""
 
     def __init__(self, program: str, profile: str) -> None:
-        to_browser, self._write = os.pipe()
-        self._read, from_browser = os.pipe()
+        to_browser, self._write = _pipe()
+        self._read, from_browser = _pipe()
 
         def as_it_expects() -> None:
             os.dup2(to_browser, 3)

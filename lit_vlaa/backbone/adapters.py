@@ -179,4 +179,4 @@ def _library(name: str, flag: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{flag} needs {name}: run `pip install 'lit-vlaa[lora]'`") from error
+        raise ModuleNotFoundError(f"{flag} needs {name}: run `pip install {name}`") from error

@@ -60,9 +60,7 @@ class Backbone(nn.Module):
         if config.compile:
             compile_layers(self.language_model)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            _recompute_activations(model)
         self.register_buffer("_banned", torch.tensor(processor.banned_token_ids), persistent=False)
 
     @property
@@ -264,11 +262,21 @@ def check_type(model_type: str) -> None:
         raise ValueError(f"it is a {model_type}, not one of {', '.join(_MODEL_TYPES)}")
 
 
+def _recompute_activations(model: PreTrainedModel) -> None:
+    """Keeps no activations within layers; transformers renamed this method and warns of the older name."""
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    if newer is None:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    else:
+        newer({"use_reentrant": False})
+
+
 def _attention(config: BackboneConfig, dtype: torch.dtype | None) -> str:
     if config.attention != "auto":
         if config.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             raise ValueError(
-                "--model.backbone.attention flash_attention_2 needs flash-attn: pip install 'lit-vlaa[gpu]'"
+                "--model.backbone.attention flash_attention_2 needs flash-attn: run `pip install flash-attn "
+                "--no-build-isolation` (it needs nvcc), or leave it at auto"
             )
         return config.attention
     half = dtype in {torch.bfloat16, torch.float16}

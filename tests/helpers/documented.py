@@ -20,8 +20,6 @@ from lit_vlaa.checks import UsageError
 from lit_vlaa.lightning_cli import Parsed
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN = "<!-- run -->"
-"""Ahead of a block whose commands a test runs."""
 
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^ {4}\S.*\n)+", re.MULTILINE)
@@ -38,18 +36,13 @@ class Block:
 
     lines: tuple[str, ...]
     """Without prompts; those that a backslash continues are joined."""
-    run: bool
-    """Whether a test runs them."""
 
 
 def blocks(text: str) -> list[Block]:
     """The blocks of a page that hold commands, in their order."""
-    found = []
-    for match in _FENCE.finditer(text):
-        if match[1] in _SHELLS:
-            marked = text[: match.start()].rstrip().endswith(RUN)
-            found.append(Block(tuple(_lines(match[2], prompt=match[1] == "console")), marked))
-    found += [Block(tuple(_lines(match[0])), run=False) for match in _INDENTED.finditer(_FENCE.sub("", text))]
+    fenced = [match for match in _FENCE.finditer(text) if match[1] in _SHELLS]
+    found = [Block(tuple(_lines(match[2], prompt=match[1] == "console"))) for match in fenced]
+    found += [Block(tuple(_lines(match[0]))) for match in _INDENTED.finditer(_FENCE.sub("", text))]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,18 @@ def test_sft_tests_and_predicts_too(sft_checkpoint: Path, dataset: Path, tmp_pat
 def test_auto_strategy_takes_one_device(dataset: Path, tmp_path: Path, sft_like: Path) -> None:
     assert lit(*command("fit", "sft", dataset, tmp_path, **SHORT, trainer__strategy="auto")) == 0
     assert logged(tmp_path) == logged(sft_like)
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_vlaa.sft.SFTModule.training_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert lit(*command("fit", "sft", dataset, tmp_path)) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves Ctrl-C switched off
+    assert capsys.readouterr().err.splitlines()[-1].startswith("lit-vlaa: interrupted; with --ckpt_path last the same")

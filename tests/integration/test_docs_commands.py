@@ -1,16 +1,14 @@
-"""Every command that the README and the docs show is one that the program takes; those marked for it are run."""
+"""Every command that the README and the docs show is one that the program takes; `test_docs_run.py` runs most."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from helpers import documented
-from helpers.commands import lit
-from helpers.documented import PAGES, RUN, Block
+from helpers.documented import PAGES
 from helpers.launch import ROOT
 from lit_vlaa.cli import RUNS, TOOLS
 
@@ -71,28 +69,3 @@ def test_a_wrong_flag_a_missing_file_and_an_unknown_command_are_found(workplace:
     ):
         ((*words,),) = documented.commands(line)
         assert part in documented.problem(words), line
-
-
-PAGES_WITH_RUNS = [page for page in PAGES if RUN in text(page)]
-
-
-def test_the_tutorial_is_run() -> None:
-    assert "docs/tutorial" in map(name, PAGES_WITH_RUNS)
-
-
-@pytest.mark.parametrize("page", PAGES_WITH_RUNS, ids=name)
-def test_marked_blocks_run_in_order(page: Path, workplace: Path) -> None:
-    marked = [block for block in documented.blocks(text(page)) if block.run]
-    assert len(marked) == text(page).count(RUN), "a mark stands ahead of no block of a shell"
-    for block in marked:
-        _run(block, workplace)
-
-
-def _run(block: Block, folder: Path) -> None:
-    for line in block.lines:
-        shown = documented.commands(line)
-        if shown:
-            (words,) = shown
-            assert lit(*words) == 0, line
-        elif line and not line.startswith("#"):
-            subprocess.run(["/bin/bash", "-euo", "pipefail", "-c", line], cwd=folder, check=True)

@@ -44,6 +44,7 @@ def test_every_page_is_there_and_searched(site: Path) -> None:
     }
     assert {page.as_posix() for page in pages} <= found
     assert not (site / "hooks").exists()
+    assert not (site / "scripts").exists()
 
 
 def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:

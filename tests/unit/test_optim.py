@@ -177,7 +177,7 @@ def test_eight_bit_states_resume_bit_by_bit(tmp_path: Path) -> None:
 
 def test_eight_bit_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lit-vlaa\[gpu\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install bitsandbytes"):
         build_optimizer(named(**ALL), OptimConfig(optimizer="adamw_8bit"))
 
 

@@ -242,5 +242,5 @@ def test_missing_libraries_are_named(missing: str, flag: str, monkeypatch: pytes
         return original(name, package)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(ModuleNotFoundError, match=rf"backbone\.{flag} needs {missing}: run `pip install 'lit-vlaa"):
+    with pytest.raises(ModuleNotFoundError, match=rf"backbone\.{flag} needs {missing}: run `pip install {missing}`"):
         adapted(**NF4)

@@ -28,6 +28,12 @@ def pages() -> ModuleType:
     return module
 
 
+def test_hyphens_of_a_flag_stay_with_its_name(pages: ModuleType) -> None:
+    told = pages.on_page_content("<p>a -- b <code>--model.lr 1 --x-y</code></p>")
+    flag = '<span class="flag">--{}</span>'.format
+    assert told == f"<p>a -- b <code>{flag('model')}.lr 1 {flag('x')}-y</code></p>"
+
+
 def strings() -> Iterator[str]:
     """Every text in the sources; what an f-string puts in is left out between its pieces."""
     for package in ("lit_vlaa", "callbacks", "datamodules"):
