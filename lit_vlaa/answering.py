@@ -14,7 +14,7 @@ import lit_vlaa.strategies  # noqa: F401  # registers fsdp2 and its kin for Trai
 from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
 from lit_vlaa.generation import CachedGenerator, RolloutKey
 from lit_vlaa.generation.protocol import Generator as RolloutEngine
-from lit_vlaa.generation.protocol import OnGroup
+from lit_vlaa.generation.protocol import OnGroup, check_sampling
 from lit_vlaa.meter import Meter
 from lit_vlaa.parallel import unsharded
 from lit_vlaa.sharding import sharding_policies
@@ -39,6 +39,7 @@ class AnsweringPolicy(LightningModule):
         self.init_from = init_from
         self.sampling = sampling
         self.engine: RolloutEngine = generator or CachedGenerator()
+        check_sampling(self.engine, sampling)
         self.seed = seed
         self.backbone: Backbone
         self.meter: Meter

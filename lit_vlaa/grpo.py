@@ -264,7 +264,7 @@ class GRPOModule(RewardedModule):
         with StreamedVerdicts(prompts, self.group_size, self._judging(), self.device) as verdicts:
             with timed(seconds, "generate"):
                 on_group = verdicts.add if self._streams else None
-                groups = self.complete(prompts, group_size=self.group_size, on_group=on_group)
+                groups = self.complete_or_stop(prompts, group_size=self.group_size, on_group=on_group)
             with timed(seconds, "reward_wait"):
                 sampled = verdicts.finish(groups, wait=self.guard.needs_device or self.advantage.resample > 0)
             if self.advantage.resample:
@@ -296,7 +296,7 @@ class GRPOModule(RewardedModule):
         return Experience(rollout=rollout, old=old, reference=reference, resampled=resampled)
 
     def _redraw(self, prompts: Sequence[Prompt], attempt: int) -> Judged:
-        groups = self.complete(prompts, group_size=self.group_size, attempt=attempt)
+        groups = self.complete_or_stop(prompts, group_size=self.group_size, attempt=attempt)
         return self._judging()(flatten(prompts, groups))
 
     def _judging(self) -> Callable[[Sampled], Judged]:

@@ -28,6 +28,7 @@ from lit_vlaa.optim import OptimConfig, build_optimizer, build_scheduler
 from lit_vlaa.optimizer_states import check_kind
 from lit_vlaa.packing import join
 from lit_vlaa.parallel import accumulate, clip_gradients
+from lit_vlaa.protocols import Preparable
 from lit_vlaa.stopping import stop_run
 from lit_vlaa.types import ModelInputs, Prompt, SamplingParams
 from lit_vlaa.unfinished import UnfinishedRollout
@@ -77,7 +78,8 @@ class PolicyModule(AnsweringPolicy):
         """Sees to checkpoints that are whole or not there, unless the Trainer was given another way to write them.
 
         Raises:
-            ValueError: If the ranks are about to resume from different checkpoints.
+            ValueError: If the ranks are about to resume from different checkpoints, or the rollout engine says that it
+                cannot work.
         """
         strategy = self.trainer.strategy
         path = str(self.trainer.ckpt_path)
@@ -85,6 +87,8 @@ class PolicyModule(AnsweringPolicy):
             raise ValueError(f"--ckpt_path: the ranks found different checkpoints, this one {path}; give its path")
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = WholeCheckpointIO()
+        if isinstance(self.engine, Preparable):
+            self.engine.prepare()
 
     def configure_model(self) -> None:
         """Builds the backbone, and pads rows where it cannot take them packed."""

@@ -80,13 +80,13 @@ ScoreFunction = Callable[[Sequence[RewardRequest], Sequence[str]], list[float | 
 
 @runtime_checkable
 class Preparable(Protocol):
-    """A scorer that can tell before the run whether it will work."""
+    """A scorer or a rollout engine that can tell before the run whether it will work."""
 
     def prepare(self) -> None:
         """Loads, connects or looks whether that is possible.
 
         Raises:
-            ValueError: If the scorer cannot be used; the message names the flag and the remedy.
+            ValueError: If it cannot be used; the message names the flag and the remedy.
         """
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lit_vlaa.generation.protocol import EngineLostError, may_be_lost
 from lit_vlaa.metrics import RewardStats
+from lit_vlaa.parallel import gather_objects
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.reward_guard import RewardGuard
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rollout import OpenImages, request_for
+from lit_vlaa.stopping import stop_run
 from lit_vlaa.study.responses import ScoredResponse
 from lit_vlaa.types import Completion, Prompt, PromptBatch, RewardResult
 
@@ -54,6 +58,31 @@ class RewardedModule(PolicyModule):
         """Reward of one completion a test prompt, drawn as in training."""
         return self._evaluate(batch, "test")
 
+    def complete_or_stop(self, prompts: Sequence[Prompt], **options: Any) -> list[list[Completion]]:
+        """`complete`, which all ranks call together; where one of them loses the rollout engine, the run ends on all.
+
+        Args:
+            prompts: This rank's prompts.
+            options: Further arguments of `complete`.
+
+        Raises:
+            RunStoppedError: If the engine is lost. In training a checkpoint is saved first.
+        """
+        if not may_be_lost(self.engine):
+            return self.complete(prompts, **options)
+        reason = ""
+        groups: list[list[Completion]] = []
+        try:
+            groups = self.complete(prompts, **options)
+        except EngineLostError as error:
+            reason = str(error)
+        reasons = [text for text in gather_objects(reason) if text]
+        if reasons and self.trainer.state.fn == "fit":
+            stop_run(self.trainer, reasons[0], {})
+        if reasons:
+            raise EngineLostError(reasons[0])
+        return groups
+
     def on_validation_epoch_end(self) -> None:
         """Logs the rewards of all ranks."""
         self._log_evaluation("val")
@@ -74,7 +103,7 @@ class RewardedModule(PolicyModule):
     def _evaluate(self, batch: PromptBatch, stage: str) -> Outcome:
         if not len(batch):
             return {"responses": ()}
-        completions = [group[0] for group in self.complete(batch.prompts, group_size=1, step=0)]
+        completions = [group[0] for group in self.complete_or_stop(batch.prompts, group_size=1, step=0)]
         texts = [self.processor.decode(completion.token_ids) for completion in completions]
         pairs = zip(batch.prompts, texts, strict=True)
         results = self.reward([request_for(prompt, text, self.open_images) for prompt, text in pairs])

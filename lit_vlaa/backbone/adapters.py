@@ -93,23 +93,30 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
     Args:
         model: Unsharded, adapted or not.
     """
-    result = {
-        name.replace(".base_layer.", "."): parameter.detach()
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if not is_adapter(name)
-    }
-    for name, module in model.named_modules():
-        own: Any = module
-        plain = name.removesuffix(".base_layer")
-        if _quantised(module):
+    return dict(each_merged_weight(model))
+
+
+def each_merged_weight(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """`merged_weights` one at a time: what is added up or dequantised exists for one parameter only.
+
+    Args:
+        model: Unsharded, adapted or not.
+    """
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if is_adapter(name):
+            continue
+        path, _, kind = name.rpartition(".")
+        plain = path.removesuffix(".base_layer")
+        layer: Any = model.get_submodule(plain)
+        own: Any = model.get_submodule(path)
+        value = parameter.detach()
+        if kind == "weight" and _quantised(own):
             functional = _library("bitsandbytes", "--model.backbone.quantize").functional
-            result[f"{plain}.weight"] = functional.dequantize_4bit(own.weight.data, own.weight.quant_state)
-    for name, module in model.named_modules():
-        if _adapted(module):
-            layer: Any = module
+            value = functional.dequantize_4bit(own.weight.data, own.weight.quant_state)
+        if kind == "weight" and _adapted(layer):
             down, up = (getattr(layer, part)[_ADAPTER].weight.detach() for part in ("lora_A", "lora_B"))
-            result[f"{name}.weight"] = plus_adapter(result[f"{name}.weight"], down, up, layer.scaling[_ADAPTER])
-    return result
+            value = plus_adapter(value, down, up, layer.scaling[_ADAPTER])
+        yield name.replace(".base_layer.", "."), value
 
 
 def plus_adapter(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:

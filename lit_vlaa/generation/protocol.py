@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lit_vlaa.backbone.model import Backbone
+from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.types import Completion, Prompt, SamplingParams
 
 
@@ -25,6 +26,14 @@ class RolloutKey:
 
 OnGroup = Callable[[int, list[Completion]], None]
 """Is told of a prompt, by its index, and its completions in sample order."""
+
+
+class EngineLostError(RunStoppedError):
+    """An engine outside of this process that cannot be used (any more); the message says why, and the remedy.
+
+    An engine that may raise it, on one rank alone perhaps, has an attribute `may_be_lost` that is true. Then training
+    saves a checkpoint and stops on all ranks.
+    """
 
 
 class Generator(Protocol):
@@ -68,3 +77,19 @@ def announces_groups(generator: Generator) -> bool:
     whether the completions are changed afterwards.
     """
     return "on_group" in inspect.signature(generator.generate).parameters
+
+
+def check_sampling(generator: Generator, params: SamplingParams) -> None:
+    """Asks an engine with a method `check_sampling` whether it can sample so.
+
+    Raises:
+        ValueError: If it cannot; the message names the flag.
+    """
+    check = getattr(generator, "check_sampling", None)
+    if check is not None:
+        check(params)
+
+
+def may_be_lost(generator: Generator) -> bool:
+    """Whether `generate` may raise `EngineLostError`."""
+    return bool(getattr(generator, "may_be_lost", False))

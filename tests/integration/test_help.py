@@ -17,7 +17,7 @@ CLASSES = {
 }
 SCORERS = ["lexical.LexicalScorer", "reward_model.RewardModelScorer", "judge.ChatJudge", "remote.RemoteScorer"]
 NESTED = {
-    "--model.generator.help": ["lit_vlaa.generation.CachedGenerator"],
+    "--model.generator.help": ["lit_vlaa.generation.CachedGenerator", "lit_vlaa.generation.VLLMGenerator"],
     "--model.scorer.help": [f"lit_vlaa.rewards.scorers.{name}" for name in SCORERS],
 }
 

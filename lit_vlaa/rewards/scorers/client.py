@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from lit_vlaa.rewards.scorers.wire import RequestError, clean_url, exchange, is_loopback, printable
+from lit_vlaa.rewards.scorers.wire import MAX_REPLY_BYTES, RequestError, clean_url, exchange, is_loopback, printable
 
 _log = logging.getLogger(__name__)
 
@@ -192,19 +192,22 @@ class JsonClient:
         self,
         before_try: Callable[[], Awaitable[None]] | None = None,
         after_failure: Callable[[RequestError], None] | None = None,
+        *,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> AsyncIterator[Session]:
         """Connections for any number of requests on the running event loop; the caller bounds how many at a time.
 
         Args:
             before_try: Awaited before each try of each request, such as for a turn under a rate limit.
             after_failure: Told of each try that failed.
+            max_reply_bytes: A longer reply is a failure.
 
         Raises:
             ValueError: If the key is missing.
         """
         key = self.key()
         async with self._connections(key) as connections:
-            yield Session(self, connections, key, before_try, after_failure)
+            yield Session(self, connections, key, before_try, after_failure, max_reply_bytes=max_reply_bytes)
 
     def _report(self, path: str, reasons: Sequence[str], total: int) -> None:
         common = Counter(reasons).most_common()
@@ -248,12 +251,15 @@ class Session:
         key: str | None,
         before_try: Callable[[], Awaitable[None]] | None = None,
         after_failure: Callable[[RequestError], None] | None = None,
+        *,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
         self.settings = settings
         self.connections = connections
         self.key = key
         self.before_try = before_try
         self.after_failure = after_failure
+        self.max_reply_bytes = max_reply_bytes
         self.contacts = 0
         """How often the server gave a sign of life."""
 
@@ -279,6 +285,7 @@ class Session:
                     content,
                     timeout_s=settings.timeout_s,
                     secret=self.key,
+                    max_reply_bytes=self.max_reply_bytes,
                 )
             except RequestError as error:
                 self.contacts += error.connected

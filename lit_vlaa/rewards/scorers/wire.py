@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 MAX_REPLY_BYTES = 2**20
-"""A longer reply is a failure."""
+"""A longer reply is a failure, unless its caller asked for more."""
 
 _RETRIED = frozenset({408, 409, 425, 429})
 _SHOWN_CHARS = 300
@@ -51,7 +51,14 @@ class RequestError(Exception):
 
 
 async def exchange(
-    client: httpx.AsyncClient, method: str, url: str, content: bytes | None, *, timeout_s: float, secret: str | None
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    content: bytes | None,
+    *,
+    timeout_s: float,
+    secret: str | None,
+    max_reply_bytes: int = MAX_REPLY_BYTES,
 ) -> dict[str, Any]:
     """Sends one request, once.
 
@@ -62,6 +69,7 @@ async def exchange(
         content: The request's body, None for none.
         timeout_s: Seconds until the last byte of the reply.
         secret: What must never appear in a message, even if the server repeats it.
+        max_reply_bytes: A longer reply is a failure.
 
     Returns:
         The JSON object of the reply.
@@ -72,7 +80,7 @@ async def exchange(
     try:
         # httpx limits each wait for bytes; a server that sends one now and then needs a limit on the whole.
         async with asyncio.timeout(timeout_s), client.stream(method, url, content=content) as response:
-            raw = await _read(response)
+            raw = await _read(response, max_reply_bytes)
     except TimeoutError:
         raise RequestError(f"no complete reply within {timeout_s:g} s", retry=True) from None
     except httpx.TransportError as error:
@@ -150,7 +158,7 @@ def printable(text: str, secret: str | None = None) -> str:
     return f"{line[:_SHOWN_CHARS]}..." if len(line) > _SHOWN_CHARS else line
 
 
-async def _read(response: httpx.Response) -> bytes:
+async def _read(response: httpx.Response, most: int) -> bytes:
     # A compressed reply could unpack to any size; none was asked for.
     if response.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
         raise RequestError("the reply is compressed", status=response.status_code)
@@ -158,8 +166,8 @@ async def _read(response: httpx.Response) -> bytes:
     size = 0
     async for chunk in response.aiter_raw():
         size += len(chunk)
-        if size > MAX_REPLY_BYTES:
-            raise RequestError(f"the reply is longer than {MAX_REPLY_BYTES} bytes", status=response.status_code)
+        if size > most:
+            raise RequestError(f"the reply is longer than {most} bytes", status=response.status_code)
         chunks.append(chunk)
     return b"".join(chunks)
 
