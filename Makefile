@@ -10,7 +10,7 @@ BENCH_STAMP := $(BENCH)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint docs bench clean
+.PHONY: help setup quickstart test lint docs audit bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,9 @@ lint: $(STAMP) ## check style, format and types
 # mkdocs-material prints news of its makers unless it is told not to.
 docs: $(STAMP) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+audit: ## look for advisories on the pinned dependencies, where a service can be reached
+	$(PYTHON) .ci/audit.py
 
 bench: $(BENCH_STAMP) ## measure speed beside TRL, in an environment of its own
 	$(BENCH)/bin/python -m benchmarks

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from datamodules.images import ImageError, locate
+from datamodules.images import MAX_FILE_BYTES, ImageError, locate
 from datamodules.records import OnBadRecord, Split, image_paths, normalise
 from datamodules.rows import BadRecord, iter_rows
-from datamodules.shards import FORMAT, MAX_IMAGE_BYTES
+from datamodules.shards import FORMAT
 from datamodules.sources import source_of
 
 WORK = ".convert"
@@ -105,8 +105,8 @@ class Cutter:
         files = [self._image(self.root, number, path) for path in paths] if self.root is not None else []
         for file, path in zip(files, paths, strict=False):
             stat = file.stat()
-            if stat.st_size > MAX_IMAGE_BYTES:
-                raise BadRecord.at(str(self.file), number, "image", f"more than {MAX_IMAGE_BYTES} bytes", path)
+            if stat.st_size > MAX_FILE_BYTES:
+                raise BadRecord.at(str(self.file), number, "image", f"more than {MAX_FILE_BYTES} bytes", path)
             facts += f"{stat.st_size}:{stat.st_mtime_ns};"
             cost += stat.st_size
         line = json.dumps([number, source, text, paths]).encode()

@@ -13,7 +13,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from datamodules.jpeg import check_scans
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+MAX_FILE_BYTES = 256 << 20
+"""Of one image's file; some decoders read all of it into memory."""
 
 
 class ImageError(ValueError):
@@ -135,6 +140,7 @@ def open_rgb(root: Path, path: str, *, max_pixels: int, content: bytes | None = 
         ImageError: If the image may not be opened, is too large, or is broken.
     """
     with _opened(root, path, max_pixels, content) as image:
+        check_scans(image)
         return _to_rgb(image)
 
 
@@ -142,19 +148,21 @@ def open_rgb(root: Path, path: str, *, max_pixels: int, content: bytes | None = 
 def _opened(root: Path, path: str, max_pixels: int, content: bytes | None) -> Iterator[Image.Image]:
     """An image of which only the header was read; what goes wrong then and later becomes an `ImageError`."""
     file = locate(root, path) if content is None else BytesIO(content)
+    size = file.stat().st_size if isinstance(file, Path) else len(file.getbuffer())
+    if size > MAX_FILE_BYTES:
+        raise ImageError("its file is too large", f"{path!r}: {size} > {MAX_FILE_BYTES} bytes")
     try:
         with Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(
-                    "more pixels than max_image_pixels", f"{path!r}: {image.width}x{image.height} > {max_pixels}"
-                )
+                detail = f"{path!r}: {image.width}x{image.height} > {max_pixels}"
+                raise ImageError("more pixels than max_image_pixels", detail)  # noqa: TRY301  # the file is to be closed
             yield image
     except UnidentifiedImageError as error:  # whose own words hold an address in memory
         raise ImageError("cannot be read", f"{path!r}: no {', '.join(_FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError("cannot be read", f"{path!r}: {error}") from error
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # broken files make decoders raise IndexError, struct.error and others
+        raise ImageError("cannot be read", f"{path!r}: {error or type(error).__name__}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -38,8 +38,6 @@ SCHEMA = pa.schema(
         ("images", pa.list_(pa.struct([("path", pa.string()), ("bytes", pa.binary())]))),
     ]
 )
-MAX_IMAGE_BYTES = 256 << 20
-"""Of one image's file."""
 GROUP_ROWS = 4
 GROUP_BYTES = 8 << 20
 """Rows are read a group at a time, in the order of a shuffle, so groups stay small."""

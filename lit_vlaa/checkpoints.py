@@ -11,7 +11,7 @@ import pickle
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -64,13 +64,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a file or a sharded folder, as tensors and primitives alone unless `weights_only` is False.
-
-        The index of a sharded folder is a pickle of PyTorch's: read only folders that you trust.
+        """Reads a file or a sharded folder, as tensors and primitives alone; of a file all, if `weights_only` is False.
 
         Raises:
             ValueError: If the checkpoint is not there, cut off or corrupt.
         """
+        # Lightning would read an address that begins with http as a pickle that may hold anything.
+        weights_only = True if weights_only is None else weights_only
         if not _is_local_file_protocol(path):
             return super().load_checkpoint(path, map_location, weights_only)
         path = Path(path)
@@ -78,7 +78,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise ValueError(f"{path} {fault}")
         if is_sharded_checkpoint(path):
             return _as_file(path)
-        return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
+        return super().load_checkpoint(path.absolute(), map_location, weights_only)
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -190,35 +190,6 @@ def header(path: Path) -> dict[str, Any]:
     return stored
 
 
-def read_shards(path: Path, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    """Reads from a sharded folder into main memory; its index is a pickle, which can run code.
-
-    Args:
-        path: The folder.
-        wanted: Chooses by names such as `state_dict.a.weight` and `optimizer_0.state.a.weight.exp_avg`.
-
-    Returns:
-        What was chosen, nested as it was saved: `state_dict` and `optimizer_0`, `optimizer_1` and so on.
-    """
-    from torch.distributed.checkpoint._nested_dict import unflatten_state_dict  # noqa: PLC0415  # slow to import
-    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
-    from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
-
-    reader = FileSystemReader(path)
-    metadata = reader.read_metadata()
-    flat: dict[str, Any] = {
-        name: torch.empty(item.size, dtype=item.properties.dtype) if isinstance(item, TensorStorageMetadata) else None
-        for name, item in metadata.state_dict_metadata.items()
-        if wanted(name)
-    }
-    if not flat:
-        return {}
-    load(flat, storage_reader=reader, no_dist=True)
-    nested: dict[str, Any] = unflatten_state_dict(flat, metadata.planner_data)
-    return nested
-
-
 def newest(folders: Iterable[Path], module: str) -> tuple[Path | None, list[str]]:
     """Finds the checkpoint to go on from.
 
@@ -283,6 +254,10 @@ def _archive_problem(path: Path) -> str:
         return "is not a checkpoint written by this program, or it is cut off"
     try:
         with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            # PyTorch compresses nothing; what would unpack to more than the file has is a bomb.
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                return "is not a checkpoint written by this program: it would unpack to more than it holds"
             bad = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         return f"is corrupt: {error}"
@@ -299,6 +274,8 @@ def _crc(path: Path) -> int:
 
 def _as_file(path: Path) -> dict[str, Any]:
     """A sharded folder in the form of a file, for strategies without shards; all of it in main memory."""
+    from lit_vlaa.shards import read_shards  # noqa: PLC0415  # slow to import
+
     content: dict[str, Any] = torch.load(path / SHARDED_METADATA, map_location="cpu", weights_only=True)
     content.pop(_PARTS, None)
     content.pop(_OPTIMIZERS, None)

@@ -87,8 +87,8 @@ class GRPOModule(RewardedModule):
         Args:
             backbone: The model and how to load it.
             optim: Optimiser and learning-rate schedule.
-            init_from: Checkpoint of an earlier run (SFT, say) whose weights to start from, a file or a sharded folder
-                that you trust; also the reference policy.
+            init_from: Checkpoint of an earlier run (SFT, say) whose weights to start from, a file or a sharded folder;
+                also the reference policy.
             reward: Settings of the mixed reward.
             scorer: Judge of open-ended answers, a class or function `(requests, answers) -> scores`
                 (`lit_vlaa.protocols.Scorer`); null takes the embedded lexical one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import re
@@ -18,7 +19,7 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -26,9 +27,12 @@ from lit_vlaa.checks import PreemptedExit, RunStoppedError, UsageError, find_pro
 from lit_vlaa.parallel import gather_objects
 from lit_vlaa.run_folder import claim, release
 from lit_vlaa.strategies import map_strategy_name
+from lit_vlaa.yaml_files import TOO_LARGE, too_large
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _PACKAGES = tuple(str(Path(__file__).resolve().parents[1] / name) for name in ("lit_vlaa", "callbacks", "datamodules"))
 
@@ -60,7 +64,15 @@ class Parser(LightningArgumentParser):
     """Reports what is wrong with the arguments without the usage of a hundred flags."""
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
-        """Parses; `--flag=None` means null, as which jsonargparse hands null on to the fields of nested classes."""
+        """Parses; `--flag=None` means null, as which jsonargparse hands null on to the fields of nested classes.
+
+        Raises:
+            UsageError: If something cannot be read, or a YAML file stands for more values than any configuration has.
+        """
+        for word in sys.argv[1:] if args is None else args:
+            file = Path(word.rpartition("=")[2])
+            if file.suffix in {".yaml", ".yml"} and too_large(file):
+                raise UsageError([f"{file}: {TOO_LARGE}"])
         if args is not None:
             args = [f"{word[: -len('None')]}null" if re.fullmatch(r"--[^=]+=None", word) else word for word in args]
         return super().parse_args(args, *more, **options)
@@ -165,6 +177,11 @@ class VLAACLI(LightningCLI):
                 "--data.num_workers, and go on from the last checkpoint with --ckpt_path last"
             ) from error
         except (ValueError, OSError, ModuleNotFoundError, MisconfigurationException) as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise RunStoppedError(
+                    f"a file could not be written ({error}). Checkpoints that were written before are whole: make "
+                    "room, and go on from them with --ckpt_path last"
+                ) from error
             reading = _raised_while_reading(error)
             if self._progress.started and not reading:
                 raise
@@ -213,7 +230,7 @@ class Parsed(VLAACLI):
 
 
 class Progress(Callback):
-    """Notes when the Trainer has set everything up and begins its work; sees to it that all ranks begin alike."""
+    """Sees to it that all ranks begin alike, notes when they do, and ends a run whose logs cannot be written."""
 
     def __init__(self) -> None:
         self.started = False
@@ -246,9 +263,33 @@ class Progress(Callback):
         """Testing begins."""
         self.started = True
 
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """A place where a run can be saved."""
+        check_logs(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The last one."""
+        check_logs(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Numbers of `validate` are all that it is run for."""
+        if trainer.state.fn != "fit":
+            check_logs(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """As for `validate`."""
+        check_logs(trainer)
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Prediction begins."""
         self.started = True
+
+
+def check_logs(trainer: Trainer) -> None:
+    """`lit_vlaa.run_logs.check_logs`, whose module imports TensorBoard's writer."""
+    from lit_vlaa import run_logs  # noqa: PLC0415
+
+    run_logs.check_logs(trainer)
 
 
 def _raised_while_reading(error: BaseException) -> bool:
@@ -271,15 +312,17 @@ def default_loggers(root: str | Path) -> list[Logger]:
     Raises:
         UsageError: If the folder cannot be made.
     """
-    tensorboard = TensorBoardLogger(root, name="")
+    from lit_vlaa.run_logs import EventLogger, RowLogger, Trouble  # noqa: PLC0415  # imports TensorBoard's writer
+
+    trouble = Trouble()
+    events = EventLogger(root, None, trouble)
     if getattr(rank_zero_only, "rank", 0) == 0:
         try:
-            tensorboard = TensorBoardLogger(root, name="", version=claim(Path(root), int(tensorboard.version)))
+            events = EventLogger(root, claim(Path(root), int(events.version)), trouble)
         except OSError as error:
             raise UsageError([f"--trainer.default_root_dir {root} cannot be written to: {error.strerror}"]) from error
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # The folder is shared on purpose.
-    # Every row is on the disk before the next checkpoint, so that a run that goes on after a crash leaves no gap.
-    return [tensorboard, CSVLogger(root, name="", version=tensorboard.version, flush_logs_every_n_steps=1)]
+    return [events, RowLogger(root, events.version, trouble)]
 
 
 def run(args: Sequence[str]) -> None:

@@ -51,8 +51,7 @@ class SFTModule(PolicyModule):
         Args:
             backbone: The model and how to load it.
             optim: Optimiser and learning-rate schedule.
-            init_from: Checkpoint of an earlier run whose weights to start from, a file or a sharded folder that you
-                trust.
+            init_from: Checkpoint of an earlier run whose weights to start from, a file or a sharded folder.
             max_grad_norm: Gradients are scaled down to this global norm; 0 for no clipping.
             batching: How rows go through the model together: one after the other without padding (`packed`), or padded
                 to the longest.

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -28,9 +29,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from lit_vlaa.backbone.adapter_state import NOTE, check_notes
-from lit_vlaa.checkpoints import problem, read_shards, save_sharded
+from lit_vlaa.checkpoints import SHARDED_METADATA, problem, save_sharded
 from lit_vlaa.optimizer_states import check_groups, check_kind, named, numbered
 from lit_vlaa.parallel import roots
+from lit_vlaa.shards import load_into, read_shards
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -118,8 +120,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores model and optimisers from a checkpoint of this strategy, of `ddp` or of a single device.
 
-        Tensors and primitives alone are read, unless `weights_only` is False. A sharded folder holds an index that
-        PyTorch itself stores as a pickle: resume only from folders that you trust.
+        Tensors and primitives alone are read. If `weights_only` is False, a file, and of a folder what is neither model
+        nor optimiser, may hold anything.
 
         Args:
             checkpoint_path: A file, or a sharded folder.
@@ -138,7 +140,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             raise ValueError(f"{path} {fault}")
         if not path.is_file():
             self._check_folder(path)
-            return super().load_checkpoint(path, weights_only=weights_only)
+            return self._load_folder(path, weights_only)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         model = self._require_model()
         check_notes(model, checkpoint["state_dict"])
@@ -158,6 +160,22 @@ class FSDP2Strategy(ModelParallelStrategy):
                 options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
             )
         return checkpoint
+
+    def _load_folder(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        model = self._require_model()
+        strict = self.lightning_module is None or self.lightning_module.strict_loading
+        weights = {"state_dict": get_model_state_dict(model)}
+        load_into(weights, path)
+        model.load_state_dict(weights["state_dict"], strict=strict)
+        for index, optimizer in enumerate(map(_unwrap, self.optimizers)):
+            # One by one: the states of an optimiser that has made no step yet are made for the purpose.
+            states = {f"optimizer_{index}": get_optimizer_state_dict(model, optimizer)}
+            load_into(states, path)
+            options = StateDictOptions(cpu_offload=True)
+            (state,) = states.values()
+            set_optimizer_state_dict(model, optimizer, optim_state_dict=state, options=options)
+        rest: dict[str, Any] = torch.load(path / SHARDED_METADATA, map_location="cpu", weights_only=weights_only)
+        return rest
 
     def _check_folder(self, path: Path) -> None:
         """Refuses what PyTorch's own reader would stumble over, with the messages that files get."""

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from callbacks.benchmarks.interface import EvalImage
+from datamodules.jpeg import check_scans
 
 MAX_PIXELS = 1 << 26
 """Width times height above which an image is refused before it is decoded."""
@@ -89,11 +90,14 @@ def decode(content: bytes, where: str) -> Image.Image:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
         with image:
             if image.width * image.height <= MAX_PIXELS:
+                check_scans(image)
                 return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"{where}: the image is in none of the formats {', '.join(_FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where}: the image cannot be read: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # broken files make decoders raise IndexError, struct.error and others
+        raise ValueError(f"{where}: the image cannot be read: {error or type(error).__name__}") from error
     raise ValueError(f"{where}: the image's {image.width} x {image.height} pixels exceed {MAX_PIXELS}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_vlaa.endpoints.breaker import Breaker, End
 from lit_vlaa.endpoints.reply_cache import ReplyCache
-from lit_vlaa.endpoints.text import harmless
+from lit_vlaa.endpoints.text import harmless, without_key
 from lit_vlaa.rewards.scorers.chat import OWN_FIELDS, PATH, completion, try_out
 from lit_vlaa.rewards.scorers.client import JsonClient
 from lit_vlaa.rewards.scorers.verdict import after_thought
@@ -198,7 +198,8 @@ class EndpointJudge:
                     self._tell("it is taken for gone; until it is back, questions are left without a reply")
         if text is None:
             self._tell("a reply that holds no text, or is not in the form of a chat completion")
-        return text
+            return None
+        return without_key(text, self._client.key())
 
     def _tell(self, reason: str) -> None:
         """Warns of a reason for failure once, and of a few reasons at most."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lit_vlaa.backbone.adapter_state import NOTE, SEPARATOR, AdapterNote, fingerprint, merge_stored, starting_points
-from lit_vlaa.checkpoints import header, problem, read_shards
+from lit_vlaa.checkpoints import header, problem
 
 if TYPE_CHECKING:
     from lit_vlaa.backbone.model import Backbone
@@ -19,13 +19,12 @@ _PREFIX = "backbone."
 def load_weights(backbone: Backbone, init_from: str | Path) -> None:
     """Loads the policy's weights from a checkpoint file (single device, DDP), or a sharded FSDP2 checkpoint folder.
 
-    A file is read as tensors and primitives alone. A sharded folder's index is a pickle of PyTorch's, which can run
-    code: take folders only from sources that you trust. Call it before sharding. A directory in the Hub's layout is no
-    checkpoint: give it as the backbone's path.
+    Tensors and primitives alone are read. Call it before sharding. A directory in the Hub's layout is no checkpoint:
+    give it as the backbone's path.
 
     A checkpoint of adapters holds no other weights: they are added to those of the backbone. Where its run had started
-    from a checkpoint in its turn, that one is loaded first. Its path stands in a file that may come from anywhere, so
-    that it is followed to a file alone; a folder that you trust can be named before it, as in `FOLDER::ADAPTERS.ckpt`.
+    from a checkpoint in its turn, that one is loaded first; if it lies elsewhere now, name it before, as in
+    `BASE::ADAPTERS.ckpt`.
 
     Args:
         backbone: An unsharded backbone of the same architecture, without adapters.
@@ -63,7 +62,12 @@ def _load(backbone: Backbone, path: Path, after: tuple[Path, ...]) -> None:
 def _read(path: Path, flag: str) -> dict[str, Tensor]:
     """The policy's weights, without the module's prefix."""
     if path.is_dir():
-        stored = read_shards(path, lambda name: name.startswith(f"state_dict.{_PREFIX}"))
+        from lit_vlaa.shards import read_shards  # noqa: PLC0415  # slow to import
+
+        try:
+            stored = read_shards(path, lambda name: name.startswith(f"state_dict.{_PREFIX}"))
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from error
     else:
         try:
             stored = header(path)
@@ -92,11 +96,6 @@ def _load_adapters(backbone: Backbone, weights: dict[str, Tensor], chain: tuple[
         bases = starting_points(note.init_from)
         if {path.resolve() for path in bases} & {path.resolve() for path in chain}:
             raise ValueError(f"{base}, which need it in their turn; give the weights themselves: {remedy}")
-        if any(path.is_dir() for path in bases):
-            raise ValueError(
-                f"{base}. A folder can run code and is not read because a file says so; if you trust it, give "
-                f"--model.init_from {note.init_from}{SEPARATOR}{own_place}"
-            )
         if not all(path.exists() for path in bases):
             raise ValueError(f"{base}, of which there is no checkpoint any more; if it lies elsewhere, give {remedy}")
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lit_vlaa.endpoints.text import without_key
 from lit_vlaa.rewards.scorers.wire import printable
 
 CHARS_A_TOKEN = 4.0
@@ -17,9 +18,6 @@ PIXELS_A_TOKEN = 28 * 28
 
 _BROKEN_OFF = frozenset({"abort", "aborted", "cancelled", "error", "insufficient_system_resource"})
 """Reasons to end: of vLLM and SGLang when they are shut down, of brokers, of DeepSeek when it is short of machines."""
-
-_SHORTEST_SECRET = 8
-"""Shorter keys (`EMPTY`, `1`) are stand-ins; to look for them would cut words and digits out of replies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +89,14 @@ def read_reply(
 
 def _clean(field: object, key: str | None) -> str:
     text = field if isinstance(field, str) else ""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace(key, "***") if key and len(key) >= _SHORTEST_SECRET else text
+    return without_key(text.encode("utf-8", "replace").decode("utf-8"), key)
 
 
 def from_disk(kept: str) -> Reply | None:
     """A reply as it was kept; None for anything else."""
     try:
         reply = Reply(**json.loads(kept))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     texts = isinstance(reply.text, str) and isinstance(reply.reasoning, str)
     counts = [count for count in (reply.tokens_in, reply.tokens_out) if type(count) is int and count >= 0]

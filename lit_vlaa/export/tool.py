@@ -66,10 +66,7 @@ def flags() -> Flags:
         "to the Hub with `hf upload`.",
     )
     add = parser.add_argument
-    add(
-        "checkpoint",
-        help="a .ckpt file, or a folder of sharded FSDP2 (its index is a pickle: only from sources that you trust)",
-    )
+    add("checkpoint", help="a .ckpt file, or a folder of sharded FSDP2")
     add("--output-dir", type=Path, required=True, help="folder to write; it must not be there, or be empty")
     add(
         "--config",

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.endpoints.settings import EndpointConfig
 from lit_vlaa.traces import CUES, Matching
+from lit_vlaa.yaml_files import TOO_LARGE, too_large
 
 Adapter = Literal["vlaa", "llava", "jsonl", "hub"]
 Group = Literal["image", "question"]
@@ -219,6 +220,8 @@ def load(path: Path) -> BuildConfig:
     Raises:
         UsageError: If it cannot be read; one line that names the file and the key.
     """
+    if too_large(path):
+        raise UsageError([f"--config {path}: {TOO_LARGE}"])
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -26,10 +26,10 @@ _OF_JOBS = {"responses.py", "perplexity_run.py", "perplexity_tool.py"}
 
 _TELLING = (
     *("CUBLAS_", "CUDNN_", "NVIDIA_TF32", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "ATEN_", "MKL_", "OMP_", "DNNL_"),
-    *("NCCL_ALGO", "NCCL_PROTO", "FLASH_", "TRANSFORMERS_", "LIT_VLAA_", "PYTHONHASHSEED"),
+    *("NCCL_ALGO", "NCCL_PROTO", "FLASH_", "TRANSFORMERS_", "PYTHONHASHSEED"),
 )
 """Beginnings of environment variables that can change numbers: precision, kernels, threads, order of sums."""
-_SECRET = ("KEY", "SECRET", "PASSWORD", "_TOKEN")
+_SECRET = ("KEY", "SECRET", "PASS", "TOKEN", "CREDENTIAL", "AUTH")
 _SHOWN = 5
 _ASPECTS = {"code": "code", "packages": "packages", "machine": "hardware", "environment": "environment variables"}
 

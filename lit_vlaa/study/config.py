@@ -13,6 +13,7 @@ import yaml
 
 from lit_vlaa.checks import UsageError
 from lit_vlaa.study.claims import read_options
+from lit_vlaa.yaml_files import TOO_LARGE, too_large
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_][\w.+\[\]#-]*", re.ASCII)
@@ -98,6 +99,8 @@ def read(path: Path, output_dir: Path | None = None) -> StudyFile:
     Raises:
         UsageError: If it cannot work; one line for each problem, with the key and the remedy.
     """
+    if too_large(path):
+        raise UsageError([f"{path}: {TOO_LARGE}"])
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

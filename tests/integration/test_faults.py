@@ -18,9 +18,11 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperimentWriter
 
-from helpers.commands import StopAt, command, lit, version
+from helpers.commands import StopAt, command, lit, logged, version
 from helpers.launch import ROOT
+from lit_vlaa import run_logs
 from lit_vlaa.checkpoints import newest, problem
 from lit_vlaa.run_folder import claim, going_on, release
 
@@ -90,6 +92,80 @@ def test_a_file_system_that_is_really_full(dataset: Path, tmp_path: Path, capsys
         assert lit(*words(dataset, small)) == 1
         assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
         assert [path.stem for path in whole(small)] == ["epoch=0-step=2"]
+    finally:
+        subprocess.run(["umount", small], check=True)  # noqa: S607
+
+
+@pytest.mark.parametrize("which", ["events", "rows", "header"])
+def test_logs_that_cannot_be_written(
+    which: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The disk takes a part of what is written and then no more, but for the checkpoint."""
+    owner, name = {
+        "events": (run_logs._EventFile, "write"),
+        "rows": (CSVExperimentWriter, "save"),
+        "header": (run_logs, "replacing"),
+    }[which]
+    original, calls = getattr(owner, name), 0
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < {"events": 40, "rows": 4, "header": 1}[which]:
+            return original(*args, **kwargs)
+        path = {"events": lambda: args[0].path, "rows": lambda: Path(args[0].metrics_file_path)}.get(which)
+        if path is not None:
+            with path().open("ab") as file:
+                file.write(b"a part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    every = {"trainer__val_check_interval": 2, "trainer__limit_val_batches": 1} if which == "header" else {}
+    options = {"model__optim__lr": 1e-3, "steps": 8, **EVEN, **every}
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        assert lit(*words(dataset, tmp_path, **options)) == 1
+    captured = capfd.readouterr()
+    said = captured.err.splitlines()[-1]
+    file = "events.out.tfevents" if which == "events" else "metrics.csv"
+    assert said.startswith(f"lit-vlaa: stopped: {version(tmp_path)}/{file}")
+    assert "could not be written (No space left on device; " in said
+    stopped = version(tmp_path) / "checkpoints" / "stopped.ckpt"
+    assert f"make room. Go on with --ckpt_path {stopped}" in said
+    assert "Traceback" not in captured.err
+    assert stopped in whole(tmp_path)
+    rows = logged(tmp_path)  # every cell is a number
+    assert rows
+    (events,) = version(tmp_path).glob("events.out*")
+    assert b"a part" not in events.read_bytes() + (version(tmp_path) / "metrics.csv").read_bytes()
+    if which != "events":
+        return
+    # Room was made.
+    assert lit(*words(dataset, tmp_path, f"--ckpt_path={stopped}", **options)) == 0
+    assert lit(*words(dataset, tmp_path / "straight", **options)) == 0
+    name = "epoch=0-step=8.ckpt"
+    ends = [version(*run) / "checkpoints" / name for run in ((tmp_path, 1), (tmp_path / "straight", 0))]
+    ours, straight = (torch.load(path, weights_only=True)["state_dict"] for path in ends)
+    assert all(torch.equal(ours[key], value) for key, value in straight.items())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system of a few megabytes")
+@pytest.mark.parametrize(("task", "size"), [("fit", 150), ("validate", 4)])
+def test_a_file_system_that_logs_fill(
+    task: str, size: int, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of kilobytes: amid training, and at the end of a validation."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        short = {"trainer__max_steps": 60, "trainer__limit_val_batches": 1, "trainer__max_epochs": 9}
+        assert lit(*command(task, "sft", dataset, small, **(short if task == "fit" else {}))) == 1
+        said = capfd.readouterr().err
+        assert "No space left on device" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert not whole(small)
     finally:
         subprocess.run(["umount", small], check=True)  # noqa: S607
 

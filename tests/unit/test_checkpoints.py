@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import io
 import os
 import re
+import zipfile
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from helpers.hostile_shards import Trap
 from helpers.launch import alone as process_group
 from helpers.modules import InMemoryData, make_module, quiet_trainer
+from helpers.scripted_http import Reply, in_turn, scripted
 from lit_vlaa.checkpoints import (
     WholeCheckpointIO,
     is_sharded_checkpoint,
@@ -104,6 +110,37 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
         WholeCheckpointIO().load_checkpoint(path)
     assert WholeCheckpointIO().load_checkpoint(path, weights_only=False) == {"state": Path("x")}
+
+
+def test_code_behind_an_address_is_not_run_either(tmp_path: Path) -> None:
+    """Of those that begin with http Lightning would read anything, unless it is told not to."""
+    content = io.BytesIO()
+    torch.save({"state": Trap(tmp_path / "sprung")}, content)
+    with scripted(in_turn(Reply(content.getvalue()))) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path / "home"))
+        there = SimpleNamespace(exists=lambda _: True)
+        patch.setattr("lightning.fabric.plugins.io.torch_io.get_filesystem", lambda _: there)
+        with pytest.raises(Exception, match="Weights only load failed"):
+            WholeCheckpointIO().load_checkpoint(f"{server.url}/a.ckpt")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("form", ["compressed", "overlapping"])
+def test_a_file_that_would_unpack_to_more_than_it_holds(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    data = next(name for name in members if name.endswith("data/0"))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if form == "compressed" else zipfile.ZIP_STORED) as archive:
+        for name, content in (members | {data: bytes(len(members[data]))}).items():
+            archive.writestr(name, content)
+        if form == "overlapping":
+            twin = copy(archive.getinfo(data))
+            twin.filename = twin.orig_filename = data.replace("data/0", "data/1")
+            archive.filelist.append(twin)
+    assert "would unpack to more than it holds" in problem(path)
+    with pytest.raises(ValueError, match=r"a\.ckpt is not a checkpoint written by this program: it would unpack"):
+        WholeCheckpointIO().load_checkpoint(path)
 
 
 def test_an_error_while_writing_leaves_the_old_one(tmp_path: Path) -> None:

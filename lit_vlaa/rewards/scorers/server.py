@@ -289,14 +289,15 @@ def _item(item: Any, where: str, images: Sequence[Callable[[], Any]]) -> Request
 
 
 def _image(code: Any, where: str, max_pixels: int) -> Callable[[], Any]:
-    """Looks at an image's header; its pixels are unpacked where the scorer asks for them."""
+    """Looks at an image's header and, of a JPEG, for scans without end; the scorer has the pixels unpacked."""
     try:
         from PIL import Image  # noqa: PLC0415 - not needed where no images are sent
     except ImportError as error:
         raise RefusedError("this server cannot read images: install pillow there, or send none", 400) from error
 
     def opened() -> Any:
-        return Image.open(io.BytesIO(base64.b64decode(code, validate=True)), formats=("PNG", "JPEG"))
+        raw = base64.b64decode(code, validate=True)
+        return Image.open(io.BytesIO(raw), formats=("PNG",) if raw.count(b"\xff\xda") > 500 else ("PNG", "JPEG"))
 
     def open_image() -> Any:
         try:

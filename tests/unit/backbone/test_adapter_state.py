@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 
 from helpers.adapted import fit
+from helpers.hostile_shards import Trap, rewrite
 from helpers.launch import alone
 from helpers.samples import tiny_backbone
 from lit_vlaa.backbone import Backbone, BackboneConfig, build_backbone
 from lit_vlaa.backbone.adapter_state import NOTE, AdapterNote, fingerprint
 from lit_vlaa.backbone.config import LoRAConfig
-from lit_vlaa.checkpoints import WholeCheckpointIO, save_sharded
+from lit_vlaa.checkpoints import save_sharded
 from unit.backbone.test_adapters import adapted, scores
 
 NF4: dict[str, Any] = {"quantize": "nf4"}
@@ -153,40 +153,26 @@ def test_start_from_adapters_of_a_run_that_started_from_a_checkpoint(tmp_path: P
     near(start(save(third, tmp_path / "third.ckpt")), scores(first))
 
 
-class Trap:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-def test_a_note_is_never_followed_to_a_folder(tmp_path: Path) -> None:
-    """Its index is a pickle, which could run code."""
-    bait = tmp_path / "bait"
-    bait.mkdir()
-    (bait / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    WholeCheckpointIO().save_checkpoint({}, bait / "meta.pt")
-    path = with_note(save(adapted(), tmp_path / "adapters.ckpt"), base="another", init_from=str(bait))
-    with pytest.raises(ValueError, match=rf"can run code .*, give --model\.init_from {bait}::{path}$"):
-        start(path)
-    assert not (tmp_path / "sprung").exists()
-    with pytest.raises(Exception, match=r"metadata|attribute"):
-        start(f"{bait}::{path}")
-    assert (tmp_path / "sprung").exists()
-
-
-def test_a_folder_that_the_user_names_is_the_base(tmp_path: Path) -> None:
+def test_a_note_leads_to_a_folder_as_to_a_file(tmp_path: Path) -> None:
     source, folder = moved(), tmp_path / "whole.ckpt"
     with alone(tmp_path):
         save_sharded({"state_dict": {f"backbone.{name}": v for name, v in source.state_dict().items()}}, folder)
     first = build_backbone(BackboneConfig(max_pixels=84 * 84, lora=LoRAConfig(rank=4)), init_from=str(folder))
     path = save(first, tmp_path / "adapters.ckpt")
-    with pytest.raises(ValueError, match="can run code"):
-        start(path)
+    near(start(path), scores(source))
     near(start(f"{folder}::{path}"), scores(source))
+
+
+def test_a_note_that_leads_to_a_trap(tmp_path: Path) -> None:
+    bait = tmp_path / "bait"
+    with alone(tmp_path):
+        save_sharded({"state_dict": {}}, bait)
+    trap = Trap(tmp_path / "sprung")
+    rewrite(bait, lambda _: trap)
+    path = with_note(save(adapted(), tmp_path / "adapters.ckpt"), base="another", init_from=str(bait))
+    with pytest.raises(ValueError, match=r"bait/\.metadata is no index of PyTorch's: it names .*, which can run code"):
+        start(path)
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("length", [1, 2])

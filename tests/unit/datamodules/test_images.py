@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import random
+import resource
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.images import ImageError, locate, open_rgb, relative_path
+from datamodules.images import MAX_FILE_BYTES, ImageError, locate, open_rgb, read_header, read_size, relative_path
+from datamodules.jpeg import MAX_SCANS, count_scans
+from helpers.hostile_images import BOMB, LARGER_FRAME, many_scans, png, saved
 
 LIMIT = 10_000
 
@@ -96,3 +101,107 @@ def test_links_out_of_the_root_are_refused(tmp_path: Path) -> None:
     (root / "a.png").symlink_to(tmp_path / "a.png")
     with pytest.raises(ImageError, match="link out of the image root"):
         open_rgb(root.resolve(), "a.png", max_pixels=LIMIT)
+
+
+ROOT = Path("/nowhere")
+
+
+def opened(content: bytes, limit: int = LIMIT) -> Image.Image:
+    return open_rgb(ROOT, "a.png", max_pixels=limit, content=content)
+
+
+def test_scans_are_counted_of_the_first_image_alone() -> None:
+    """By hand: one of a plain JPEG, ten of Pillow's progressive ones in colour; not those of a thumbnail or trailer."""
+    image = Image.new("RGB", (40, 40), "red")
+    plain = saved(image, "JPEG")
+    assert count_scans(plain) == 1
+    assert count_scans(saved(image, "JPEG", progressive=True)) == 10
+    thumbnail = b"\xff\xe1" + (len(plain) + 2).to_bytes(2, "big") + plain
+    assert count_scans(plain[:2] + thumbnail + plain[2:] + b"\xff\xda" * 9) == 1
+    assert count_scans(plain[:-2]) == 1
+    assert count_scans(b"\xff" * 5000) == 0
+    noise = saved(Image.effect_noise((300, 300), 200), "JPEG", quality=100)
+    assert noise.count(b"\xff\x00") > 20
+    assert count_scans(noise) == 1
+
+
+def test_a_jpeg_of_scans_without_end_is_refused_before_decoding() -> None:
+    """2000 of them in 165 kB held a core for 26 s at 4096 x 4096 pixels."""
+    image = Image.new("RGB", (64, 64), "red")
+    assert opened(many_scans(image, MAX_SCANS - 10)).size == (64, 64)
+    with pytest.raises(ImageError, match=r"'a\.png': a JPEG of 201 scans, more than 200"):
+        opened(many_scans(image, MAX_SCANS - 9))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png((b"zTXt", b"k\0\0" + BOMB)),
+        png((b"iTXt", b"k\0\1\0\0\0" + BOMB)),
+        png((b"iCCP", b"k\0\0" + BOMB)),
+        png(*[(b"zTXt", b"k%d\0\0" % number + zlib.compress(bytes(1 << 20))) for number in range(70)]),
+        LARGER_FRAME,
+    ],
+    ids=["zTXt", "iTXt", "iCCP", "many", "frame"],
+)
+def test_bombs_beside_the_pixels_are_refused(content: bytes) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError):
+        opened(content)
+    with pytest.raises(ImageError):
+        read_header(ROOT, "a.png", max_pixels=LIMIT, content=content)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # kilobytes
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_of_animations_only_the_first_frame_is_decoded(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [Image.new("RGB", (4, 4), (number, 99, 7 * number % 256)) for number in range(200)]
+    content = saved(frames[0], form, save_all=True, append_images=frames[1:])
+    assert read_header(ROOT, "a.png", max_pixels=LIMIT, content=content).animated
+    monkeypatch.setattr(Image.Image, "seek", lambda *_: pytest.fail("another frame was asked for"))
+    assert opened(content).getpixel((0, 0))[1] in range(90, 108)  # type: ignore[index]  # GIF has a palette
+
+
+def test_data_that_nobody_needs_is_not_unpacked() -> None:
+    """A PNG of one pixel with 64 MiB of data."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    content = png((b"IDAT", BOMB))
+    assert opened(content).size == (1, 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
+
+
+def test_huge_files_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(saved(Image.new("RGB", (2, 2)), "WEBP"))
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(ImageError, match=r"its file is too large: 'a\.png': 268435457 > 268435456 bytes"):
+        read_size(tmp_path.resolve(), "a.png", max_pixels=LIMIT)
+
+
+def test_whatever_a_broken_file_makes_a_decoder_raise_names_the_image() -> None:
+    """GIF readers raise IndexError and struct.error; a thousand broken files find both, and more."""
+    dice = random.Random(5)
+    image = Image.effect_noise((24, 20), 60).convert("RGB")
+    other = image.rotate(90)
+    whole = [
+        saved(image.convert("P"), "GIF", save_all=True, append_images=[other.convert("P")]),
+        saved(image, "PNG", save_all=True, append_images=[other]),
+        saved(image, "WEBP", save_all=True, append_images=[other]),
+        saved(image, "JPEG"),
+        saved(image, "BMP"),
+    ]
+    told: list[ImageError] = []
+    for number in range(1500):
+        content = bytearray(whole[number % len(whole)])
+        at = dice.randrange(len(content))
+        if number % 3:
+            content[at] = dice.randrange(256)
+        else:
+            del content[at:]
+        for read in (read_header, open_rgb):
+            try:
+                read(ROOT, "a.png", max_pixels=LIMIT, content=bytes(content))
+            except ImageError as error:
+                told.append(error)
+    assert all("'a.png'" in str(error) for error in told)
+    assert IndexError in {type(error.__cause__) for error in told}

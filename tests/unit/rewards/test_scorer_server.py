@@ -23,6 +23,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from helpers.hostile_images import many_scans
 from helpers.scripted_http import running
 from lit_vlaa.rewards.scorers import server as server_module
 from lit_vlaa.rewards.scorers.server import TOKEN_ENV, ScoringServer, _Handler, load_scorer, serve
@@ -230,6 +231,14 @@ def test_images_that_lie_are_the_clients_fault() -> None:
         Image.new("P", (2, 2)).save(gif, "GIF")
         code = base64.b64encode(gif.getvalue()).decode()
         assert client.post("/score", json=body(item(images=[0]), images=(code,))).status_code == 400
+
+
+@pytest.mark.parametrize(("more", "status"), [(0, 200), (600, 400)])
+def test_a_jpeg_of_scans_without_end(more: int, status: int) -> None:
+    file = many_scans(Image.new("RGB", (16, 16), "red"), more)
+    with hosting(sizes) as client:
+        sent = body(item(images=[0]), images=(base64.b64encode(file).decode(),))
+        assert client.post("/score", json=sent).status_code == status
 
 
 def test_bodies_have_a_limit() -> None:
