@@ -138,19 +138,21 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         if os.environ.get("LIT_VLAA_DEBUG"):
             raise
-        if _first_rank():
-            sys.stderr.write("lit-vlaa: interrupted\n")
-        return _INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         with suppress(OSError, ValueError):  # not a file, as in tests
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end
         return _UNHEARD
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes this of Ctrl-C
-            if _first_rank():
-                sys.stderr.write(f"lit-vlaa: interrupted{_GO_ON if words[0] == 'fit' else ''}\n")
-            return _INTERRUPTED
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        pressed = isinstance(stop.__context__, KeyboardInterrupt)  # Lightning makes this of Ctrl-C
+        return _interrupted(_GO_ON if words[0] == "fit" else "") if pressed else code
+
+
+def _interrupted(advice: str = "") -> int:
+    if _first_rank():
+        sys.stderr.write(f"lit-vlaa: interrupted{advice}\n")
+    return _INTERRUPTED
 
 
 def _plain(text: str) -> str:

@@ -17,15 +17,15 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lit_vlaa.checks import PreemptedExit, RunStoppedError, UsageError, find_problems, last_checkpoint, one_line
-from lit_vlaa.parallel import gather_objects
 from lit_vlaa.run_folder import claim, release
+from lit_vlaa.run_progress import Progress
 from lit_vlaa.strategies import map_strategy_name
 from lit_vlaa.yaml_files import TOO_LARGE, too_large
 
@@ -227,69 +227,6 @@ class Parsed(VLAACLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing is run."""
-
-
-class Progress(Callback):
-    """Sees to it that all ranks begin alike, notes when they do, and ends a run whose logs cannot be written."""
-
-    def __init__(self) -> None:
-        self.started = False
-        self.last: str | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Compares what the ranks go on from: each host looks for the last checkpoint in its own view of the folder.
-
-        Raises:
-            RuntimeError: If they differ.
-        """
-        paths = gather_objects(self.last)
-        if other := [rank for rank, path in enumerate(paths) if path != paths[0]]:
-            found = f"rank 0 found {paths[0]}, rank {other[0]} {paths[other[0]]}"
-            raise RuntimeError(f"--ckpt_path last: {found}; start again, once all hosts see the same files")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Training begins."""
-        self.started = True
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Validation begins."""
-        self.started = True
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """The training data comes after the batches that try out validation."""
-        self.started = False
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Testing begins."""
-        self.started = True
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """A place where a run can be saved."""
-        check_logs(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """The last one."""
-        check_logs(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Numbers of `validate` are all that it is run for."""
-        if trainer.state.fn != "fit":
-            check_logs(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """As for `validate`."""
-        check_logs(trainer)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Prediction begins."""
-        self.started = True
-
-
-def check_logs(trainer: Trainer) -> None:
-    """`lit_vlaa.run_logs.check_logs`, whose module imports TensorBoard's writer."""
-    from lit_vlaa import run_logs  # noqa: PLC0415
-
-    run_logs.check_logs(trainer)
 
 
 def _raised_while_reading(error: BaseException) -> bool:

@@ -78,13 +78,9 @@ class PolicyModule(AnsweringPolicy):
         """Sees to checkpoints that are whole or not there, unless the Trainer was given another way to write them.
 
         Raises:
-            ValueError: If the ranks are about to resume from different checkpoints, or the rollout engine says that it
-                cannot work.
+            ValueError: If the rollout engine says that it cannot work.
         """
         strategy = self.trainer.strategy
-        path = str(self.trainer.ckpt_path)
-        if not strategy.reduce_boolean_decision(path == str(strategy.broadcast(path))):
-            raise ValueError(f"--ckpt_path: the ranks found different checkpoints, this one {path}; give its path")
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = WholeCheckpointIO()
         if isinstance(self.engine, Preparable):
