@@ -35,7 +35,7 @@ from lit_vlaa.preflight import look_at_rows
 from lit_vlaa.reference import Reference
 from lit_vlaa.remedies import Remedies, check
 from lit_vlaa.rollout_memory import Rollouts
-from lit_vlaa.run_config import backbone_of, read_config
+from lit_vlaa.run_config import backbone_of, read_config, setting_problems
 from lit_vlaa.strategies import map_strategy_name
 
 _TEXT_TOKENS = 256
@@ -81,7 +81,7 @@ def run(words: Sequence[str]) -> int:
     if own.rows < 0:
         raise UsageError([f"--rows must not be negative, got {own.rows}"])
     ranks = ranks_of(config["trainer"])
-    problems = [*find_problems(config), *batch_problems(config, ranks)]
+    problems = [*find_problems(config), *setting_problems(config["model"]), *batch_problems(config, ranks)]
     for problem in problems:
         _say(f"as it stands, fit would refuse: {problem}")
     memory = gpu_bytes() if own.memory_gb is None else int(own.memory_gb * 2**30)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, cast, get_type_hints
 
 from jsonargparse import Namespace
 from transformers import AutoConfig
@@ -47,6 +49,25 @@ def backbone_of(parsed: Namespace) -> BackboneConfig:
     lora: dict[str, Any] = values.pop("lora")
     lora |= {name: tuple(lora[name]) for name in ("parts", "targets")}
     return BackboneConfig(**values, lora=LoRAConfig(**lora))
+
+
+def setting_problems(model: Namespace) -> list[str]:
+    """What a module's groups of settings (`--model.kl`, `--model.optim`) refuse when they are built.
+
+    Args:
+        model: A parsed module, with `class_path` and `init_args`.
+    """
+    module, _, name = model["class_path"].rpartition(".")
+    kinds = get_type_hints(getattr(importlib.import_module(module), name).__init__)
+    found = []
+    for option, kind in kinds.items():
+        group = model["init_args"].get(option)
+        if option != "backbone" and is_dataclass(kind) and isinstance(group, Namespace):
+            try:
+                cast("Callable[..., object]", kind)(**group.as_dict())
+            except ValueError as error:
+                found.append(str(error))
+    return found
 
 
 def context_of(backbone: BackboneConfig) -> int | None:

@@ -361,6 +361,12 @@ def test_what_fit_would_refuse_is_said(seen: list[Run], capsys: pytest.CaptureFi
         assert doctor(TINY, *memory) == 0
 
 
+def test_settings_that_do_not_go_together_are_said(seen: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor(GRPO, "--memory_gb=800", "--model.kl.coefficient=0") == 1
+    assert "refuse: --model.kl.coefficient must be positive where a target is given" in capsys.readouterr().out
+    assert doctor(GRPO, "--memory_gb=800", "--model.kl.coefficient=0", "--model.kl.target=null") == 0
+
+
 def test_the_reward_model_is_counted(seen: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(GRPO, REWARD_MODEL, "--trainer.devices=1", "--memory_gb=80") == 0
     printed = capsys.readouterr().out
