@@ -38,7 +38,6 @@ NAMES: Mapping[str, str] = {
     "CHECKPOINT": _TRAINED,
     "runs/quickstart/grpo/version_0/checkpoints/last.ckpt": "runs/tutorial/grpo/version_0/checkpoints/last.ckpt",
     "runs/paper/sft-10k/version_0/checkpoints/last.ckpt": "runs/sft-3b/version_0/checkpoints/last.ckpt",
-    "runs/grpo-3b/benchmarks/summary.json": "runs/eval-grpo-3b/benchmarks/summary.json",
     "runs/trained/benchmarks": "runs/eval-grpo-3b/benchmarks",
     "runs/base/benchmarks": "runs/eval-base-3b/benchmarks",
 }
