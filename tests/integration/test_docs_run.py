@@ -43,6 +43,7 @@ PARSED_ONLY = {
     },
     "docs/howto/eight_gpus": {"--trainer.strategy ddp": "starts processes of its own, as tests/distributed does"},
     "docs/howto/judge": {"judge.yaml": _SERVED + "test_scorers_in_runs.py"},
+    "docs/howto/vllm": {"generator/vllm.yaml": _SERVED + "test_vllm.py"},
     "docs/howto/several_nodes": {"fit": "of scripts for several hosts: test_cluster.py and test_hosts.py run these"},
     "docs/reward_model": {"RewardModelScorer": "needs a reward model; test_scorers_in_runs.py has a tiny one"},
     "docs/scorers": {
