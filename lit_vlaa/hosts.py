@@ -139,7 +139,8 @@ class _Agent(LocalElasticAgent):
         self._restarts.another(why)
         super()._restart_workers(worker_group)
 
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002
+    def _stop_workers(self, worker_group: WorkerGroup, *_: Any, **__: Any) -> None:  # noqa: ARG002
+        # Some versions of PyTorch also say whether it is for a restart.
         self._shutdown(timeout=_HUNG_GRACE)
 
     def _invoke_run(self, role: str = "default") -> RunResult:
