@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
-import os
-import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ from datamodules.disk import explain
 from datamodules.images import locate
 from datamodules.records import OnBadRecord, Split
 from datamodules.shards import FORMAT, GROUP_BYTES, GROUP_ROWS, MANIFEST, SCHEMA, Images, open_writer
-from datamodules.workers import end_with
+from datamodules.worker_pool import worker_pool
 from lit_vlaa.digests import sha256_of
 from lit_vlaa.whole_files import hidden, replacing
 
@@ -137,33 +134,32 @@ class _Entry:
 
 def _write_all(cutter: Cutter, workers: int) -> list[_Entry]:
     """Cuts the rows and has the shards written meanwhile; returns them in order."""
-    pending: list[Future[_Entry]] = []
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
-        try:
-            with tqdm(desc="shards", unit="shard", disable=None) as bar:
+    entries: list[_Entry] = []
+    running: set[Future[_Entry]] = set()
+    try:
+        with worker_pool(workers) as pool, tqdm(desc="shards", unit="shard", disable=None) as bar:
+
+            def collect(*, block: bool) -> None:
+                found = pool.finished(running, block=block)
+                entries.extend(found)
+                bar.update(len(found))
+
+            try:
                 for job in cutter.jobs():
-                    pending.append(pool.submit(_write, job))
-                    pending[-1].add_done_callback(lambda _: bar.update())
-                    # What went wrong shows at once, not after the last row.
-                    _ = [future.result() for future in pending if future.done()]
-                bar.total = len(pending)
-                return [future.result() for future in pending]
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a process that wrote shards was killed (too little memory?); run the command again"
-            ) from error
-        except KeyboardInterrupt:
-            sys.stderr.write("lit-vlaa: shards in progress are finished; the same command goes on from there\n")
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start(parent: int) -> None:
-    """Prepares a process that writes shards: Ctrl-C is the main process's affair, without which it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(parent)
+                    running.add(pool.submit(_write, job))
+                    collect(block=False)  # what went wrong shows at once, not after the last row
+                bar.total = len(entries) + len(running)
+                while running:
+                    collect(block=True)
+            except KeyboardInterrupt:
+                sys.stderr.write(
+                    "lit-vlaa: shards in progress are finished (unless Ctrl-C is pressed again); "
+                    "the same command goes on from there\n"
+                )
+                raise
+    except BrokenProcessPool as error:
+        raise OSError("a process that wrote shards was killed (too little memory?); run the command again") from error
+    return sorted(entries, key=lambda entry: entry.first)
 
 
 def _write(job: Job) -> _Entry:

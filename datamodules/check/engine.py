@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +18,7 @@ from datamodules.check.rows import RowChecker, RowFacts
 from datamodules.check.settings import Settings
 from datamodules.rows import BadRecord
 from datamodules.shards import RowAt, ShardSet, is_shards, rows_of
-from datamodules.workers import end_with
+from datamodules.worker_pool import worker_pool
 from lit_vlaa.checks import UsageError
 
 _BATCH = 32
@@ -60,30 +59,23 @@ def looking(settings: Settings, processor: CountingProcessor | None, *, workers:
             if checker.truths is not None:
                 checker.truths.close()
         return
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("fork"),  # what was imported and loaded is shared
-        initializer=_start,
-        initargs=(settings, processor, inside, os.getpid()),
-    )
-
-    def there(rows: Iterator[RowAt], *, fingerprint: bool = False) -> Iterator[RowFacts]:
-        pending: deque[Future[list[RowFacts]]] = deque()
-        for batch in _batches(rows):
-            pending.append(pool.submit(_look, batch, fingerprint))
-            if len(pending) >= _AHEAD * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-
     try:
-        yield there
+        with worker_pool(workers, partial(_start, settings, processor, inside=inside)) as pool:
+
+            def there(rows: Iterator[RowAt], *, fingerprint: bool = False) -> Iterator[RowFacts]:
+                pending: deque[Future[list[RowFacts]]] = deque()
+                for batch in _batches(rows):
+                    pending.append(pool.submit(_look, batch, fingerprint))
+                    if len(pending) >= _AHEAD * workers:
+                        yield from pool.result(pending.popleft())
+                while pending:
+                    yield from pool.result(pending.popleft())
+
+            yield there
     except BrokenProcessPool as error:
         raise UsageError(
             ["a process that looked at rows was killed (too little memory?); use fewer --workers"]
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _batches(rows: Iterator[RowAt]) -> Iterator[list[RowAt]]:
@@ -99,11 +91,9 @@ def _new_checker(settings: Settings, processor: CountingProcessor | None, *, ins
     return RowChecker(settings, processor, truths, inside=inside)
 
 
-def _start(settings: Settings, processor: CountingProcessor | None, inside: bool, parent: int) -> None:
-    """Makes a worker of a fresh process. Ctrl-C is the parent's to answer."""
+def _start(settings: Settings, processor: CountingProcessor | None, *, inside: bool) -> None:
+    """Makes a worker of a fresh process."""
     global _checker  # noqa: PLW0603 - the executor offers no other place
-    end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _checker = _new_checker(settings, processor, inside=inside)
 

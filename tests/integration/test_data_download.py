@@ -71,7 +71,8 @@ def test_ctrl_c_keeps_finished_shards(tmp_path: Path) -> None:
     _, told = started.communicate(timeout=120)
     assert started.returncode == 130
     assert told.splitlines()[-2:] == [
-        "lit-vlaa: shards in progress are finished; the same command goes on from there",
+        "lit-vlaa: shards in progress are finished (unless Ctrl-C is pressed again); "
+        "the same command goes on from there",
         "lit-vlaa: interrupted",
     ]
     assert "Traceback" not in told
