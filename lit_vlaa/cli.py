@@ -31,6 +31,11 @@ RUNS = {
 _INTERRUPTED, _UNHEARD = 130, 141
 _GO_ON = "; with --ckpt_path last the same command goes on from the newest checkpoint, if any (SIGTERM saves one first)"
 
+_NO_ROOM = (
+    "lit-vlaa: the GPU has no room for it. `lit-vlaa doctor` with the run's configuration and flags tells the peak of "
+    "each pass and which flags lower it; docs/troubleshooting.md tells by the functions above which pass it was"
+)
+
 
 class Tool(NamedTuple):
     """A command beside the Trainer's: a function whose keyword parameters become flags."""
@@ -139,6 +144,10 @@ def _run(words: list[str]) -> int:
         if os.environ.get("LIT_VLAA_DEBUG"):
             raise
         return _interrupted()
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
+            error.add_note(_NO_ROOM)
+        raise
     except BrokenPipeError:
         with suppress(OSError, ValueError):  # not a file, as in tests
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain at its end

@@ -15,6 +15,10 @@ from lit_vlaa.study.document import visible
 if TYPE_CHECKING:
     from lit_vlaa.predict.policy import Settings
 
+_LESS = (
+    "what takes less: a smaller --batch-size, --model.sampling.max_new_tokens or --model.backbone.max_pixels, or "
+    "--device cpu"
+)
 NO_ANSWER = 1
 """Exit code where the answer was cut off by the limit of tokens, or the response ended within its reasoning."""
 
@@ -42,6 +46,11 @@ def run(words: Sequence[str]) -> int:
         raise
     except (ValueError, OSError) as error:
         raise UsageError([one_line(str(error))]) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's
+            raise
+        kept = "answers so far are kept; " if given.rows is not None else ""
+        raise UsageError([f"{one_line(str(error)).rstrip('.')}; {kept}{_LESS}"]) from error
 
 
 def flags() -> Flags:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from helpers.commands import lit
@@ -141,6 +142,25 @@ def test_a_bad_row_is_named_before_a_model_is_loaded(
     assert lit("predict", "tiny", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def _no_room(*_: Any, **__: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_full_gpu_is_told_in_a_line(
+    rows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lit_vlaa.predict.policy.build_backbone", _no_room)
+    (tmp_path / "rows.jsonl").write_text('{"question": "hi"}\n')
+    words = [f"--rows={tmp_path / 'rows.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"] if rows else ["--question=hi"]
+    assert lit("predict", "tiny", *words) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    start = "lit-vlaa: error: CUDA out of memory. Tried to allocate 2.00 GiB; "
+    assert told.startswith(
+        f"{start}answers so far are kept; what takes less: " if rows else f"{start}what takes less: "
+    )
 
 
 def _never(*_: Any, **__: Any) -> None:

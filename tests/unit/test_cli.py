@@ -241,6 +241,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             raise ValueError(f"--item-count must not be negative, got {item_count}")
         if ratio < 0:
             raise KeyboardInterrupt
+        if ratio == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         if ratio > 1:
             raise ValueError("a row says \x1b[31mred\x07")
         noted.append({"root": root, "item_count": item_count, "ratio": ratio})
@@ -274,6 +276,12 @@ def test_ctrl_c_and_words_that_a_terminal_would_obey(
     assert refused(capsys, [*start, "2"]) == r"a row says \x1b[31mred\x07"
     assert main([*start, "-1"]) == 130
     assert capsys.readouterr().err == "lit-vlaa: interrupted\n"
+
+
+def test_a_full_gpu_says_who_knows_more_below_the_traceback(calls: list[dict[str, Any]]) -> None:
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        main(["box", "pack", "--output-dir", "x", "--ratio", "0"])
+    assert "`lit-vlaa doctor`" in error.value.__notes__[0]
 
 
 def test_tool_help_comes_from_the_docstring(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
