@@ -8,13 +8,12 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lit_vlaa.generation.protocol import EngineLostError, may_be_lost
+from lit_vlaa.lost_engine import end_if_lost
 from lit_vlaa.metrics import RewardStats
-from lit_vlaa.parallel import gather_objects
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.reward_guard import RewardGuard
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rollout import OpenImages, request_for
-from lit_vlaa.stopping import stop_run
 from lit_vlaa.study.responses import ScoredResponse
 from lit_vlaa.types import Completion, Prompt, PromptBatch, RewardResult
 
@@ -76,11 +75,7 @@ class RewardedModule(PolicyModule):
             groups = self.complete(prompts, **options)
         except EngineLostError as error:
             reason = str(error)
-        reasons = [text for text in gather_objects(reason) if text]
-        if reasons and self.trainer.state.fn == "fit":
-            stop_run(self.trainer, reasons[0], {})
-        if reasons:
-            raise EngineLostError(reasons[0])
+        end_if_lost(self.trainer, reason)
         return groups
 
     def on_validation_epoch_end(self) -> None:

@@ -18,6 +18,8 @@ from callbacks.evaluation.metric import RowVerdicts, Verdicts, read_counters
 from callbacks.evaluation.report import Result
 from callbacks.evaluation.responses import AnswerFile, read_answers, row_digest, write_rows
 from callbacks.evaluation.scoring import ScoredRow, Scorer
+from lit_vlaa.generation.protocol import EngineLostError
+from lit_vlaa.lost_engine import end_if_lost
 from lit_vlaa.protocols import AnsweringModule
 from lit_vlaa.types import SamplingParams
 
@@ -55,6 +57,8 @@ class Runner:
 
         Raises:
             NoRowLeftError: If no row could be put to the model; on every rank.
+            RunStoppedError: If a rank lost its rollout engine; on every rank, in training with a checkpoint. The
+                answers so far are kept.
         """
         with Scorer(benchmark, self.judge, self.judge_threads) as scorer:
             failures = self._answer(records, answers, scorer)
@@ -101,19 +105,24 @@ class Runner:
         hidden = self.trainer.progress_bar_callback is None or rank > 0
         name = f"eval {scorer.benchmark.name}"
         failures: list[tuple[int, str]] = []
+        lost = ""
         with (
             AnswerFile(folder, rank) as file,
             tqdm(total=len(own), desc=name, unit="row", disable=hidden, leave=False) as bar,
             self.trainer.precision_plugin.val_step_context(),
             self.module.rollout_mode(),
         ):
-            for batch in answer_rows(self.module, own, self.encode, self.params, self.batch_size):
-                file.append(batch.answers)
-                for answer in batch.answers:
-                    place = places[answer.row]
-                    scorer.add(place, records[place], answer)
-                failures += [(places[row], reason) for row, reason in batch.failures]
-                bar.update(len(batch.answers) + len(batch.failures))
+            try:
+                for batch in answer_rows(self.module, own, self.encode, self.params, self.batch_size):
+                    file.append(batch.answers)
+                    for answer in batch.answers:
+                        place = places[answer.row]
+                        scorer.add(place, records[place], answer)
+                    failures += [(places[row], reason) for row, reason in batch.failures]
+                    bar.update(len(batch.answers) + len(batch.failures))
+            except EngineLostError as error:
+                lost = str(error)
+        end_if_lost(self.trainer, lost)
         return failures
 
     def _from_all_ranks(self, items: Iterable[Any]) -> list[Any]:

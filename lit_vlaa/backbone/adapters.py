@@ -119,6 +119,14 @@ def each_merged_weight(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name.replace(".base_layer.", "."), value
 
 
+def adapter_scales(model: nn.Module) -> Iterator[tuple[str, float]]:
+    """Names of the adapted layers, and alpha / rank of each, which no parameter tells."""
+    for name, module in model.named_modules():
+        if _adapted(module):
+            layer: Any = module
+            yield name, layer.scaling[_ADAPTER]
+
+
 def plus_adapter(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """W + scale B A in the type of W, computed in float32.
 

@@ -38,13 +38,18 @@ def test_a_rank_that_loses_its_server_stops_both(tmp_path: Path) -> None:
             return Reply({}, status=500) if seen.path.startswith("/inference") else server(seen)
 
         with scripted(broken) as front:
-            reasons = run_ranks(
-                "helpers.vllm_runs:stopped_by",
+            ranks = run_ranks(
+                "helpers.vllm_runs:both_stopped_by",
                 urls=[url, front.url],
-                weights_dir=str(tmp_path),
+                weights_dir=str(tmp_path / "weights"),
+                folder=str(tmp_path / "run"),
                 strategy="ddp",
                 devices=2,
             )
-    assert reasons[0] == reasons[1]
-    assert f"{front.url}: HTTP 500" in reasons[0]
-    assert "Go on with --ckpt_path" in reasons[0]
+    (rollout, (evaluation, kept)), (other_rollout, (other_evaluation, _)) = ranks
+    assert (rollout, evaluation) == (other_rollout, other_evaluation)
+    for reason in (rollout, evaluation):
+        assert f"{front.url}: HTTP 500" in reason
+        assert "Go on with --ckpt_path" in reason
+    assert kept == 2  # the rank whose server lives has answered its rows, and they are not asked again
+    assert (tmp_path / "run" / "checkpoints" / "stopped.ckpt").is_file()

@@ -112,6 +112,8 @@ class TinyVLLM:
         if self.paused:
             return Reply({"error": {"message": "paused"}}, status=503)
         params = request["sampling_params"]
+        if params["temperature"] > 2 or (not params["temperature"] and params["n"] > 1):
+            return Reply({"error": {"message": "temperature must be in [0, 2], n 1 when greedy"}}, status=400)
         pixels, grids, tokens = self._read(request)
         if self.other_tokenizer:
             tokens = [tokens[0], *tokens]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-from helpers.modules import train
+from callbacks import BenchmarkEvaluation
+from helpers.evaluated import ToyBenchmark, answered
+from helpers.modules import InMemoryData, fit, make_module, train
 from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.generation import VLLMGenerator
 
@@ -34,3 +37,29 @@ def stopped_by(urls: list[str], weights_dir: str, **options: Any) -> str:
     except RunStoppedError as stopped:
         return str(stopped)
     return ""
+
+
+def evaluation_stopped_by(urls: list[str], weights_dir: str, folder: str, **options: Any) -> tuple[str, int]:
+    """The same for a run that evaluates a benchmark ahead of its first step, and how many rows this rank answered."""
+    module = make_module(
+        "grpo",
+        sampling={"max_new_tokens": 6},
+        group_size=2,
+        generator=generator(urls[int(os.environ["RANK"])], weights_dir, retries=0),
+    )
+    evaluation = BenchmarkEvaluation(
+        custom=[ToyBenchmark(rows=4)], at_start=True, max_new_tokens=4, batch_size=1, dirpath=folder
+    )
+    reason = ""
+    try:
+        fit(module, InMemoryData("grpo"), callbacks=[evaluation], default_root_dir=folder, **options)
+    except RunStoppedError as stopped:
+        reason = str(stopped)
+    own = f"/rank{os.environ['RANK']}"
+    return reason, sum(len(rows) for name, rows in answered(Path(folder)).items() if name.endswith(own))
+
+
+def both_stopped_by(**arguments: Any) -> tuple[str, tuple[str, int]]:
+    """A run that loses a server in its first rollout, then one that does in an evaluation."""
+    folder = arguments.pop("folder")
+    return stopped_by(**arguments), evaluation_stopped_by(folder=folder, **arguments)

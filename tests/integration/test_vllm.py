@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,12 @@ from lit_vlaa.generation import RolloutKey, VLLMGenerator
 from lit_vlaa.generation.protocol import EngineLostError
 from lit_vlaa.generation.vllm import READ_VERSION
 from lit_vlaa.generation.vllm.agreement import Agreement, compare
+from lit_vlaa.generation.vllm.server import LOADING
 from lit_vlaa.types import Completion, Prompt, SamplingParams
 
 KEY = RolloutKey(seed=7, step=3)
 PARAMS = SamplingParams(max_new_tokens=10, temperature=0.8)
+SHORT = SamplingParams(max_new_tokens=4, temperature=0.8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +59,10 @@ def ask(
 ) -> list[list[Completion]]:
     settings: dict[str, Any] = {"group_size": 2, "params": PARAMS, "key": KEY, **options}
     return engine.generate(backbone, mixed_prompts(backbone) if prompts is None else prompts, **settings)
+
+
+def single(backbone: Backbone) -> list[Prompt]:
+    return mixed_prompts(backbone)[:1]
 
 
 def tokens(groups: list[list[Completion]]) -> list[list[list[int]]]:
@@ -98,7 +107,9 @@ def test_greedy_completions(backbone: Backbone, tmp_path: Path) -> None:
     greedy = SamplingParams(max_new_tokens=6, temperature=0)
     with tiny_vllm() as (url, _):
         one, other = ask(generator(url, str(tmp_path)), backbone, mixed_prompts(backbone)[2:3], params=greedy)[0]
+    # vLLM writes one alone.
     assert one.token_ids.tolist() == other.token_ids.tolist()
+    assert compare(backbone, mixed_prompts(backbone)[2], [one], greedy).largest < 1e-4
 
 
 def test_what_is_compared_adds_up() -> None:
@@ -131,6 +142,8 @@ def test_enough_is_compared_once(backbone: Backbone, tmp_path: Path, monkeypatch
             next(backbone.visual.parameters()).mul_(1.1)
         ask(engine, backbone, mixed_prompts(backbone)[:3])
         assert len(counted) == 4  # new weights
+        ask(engine, backbone, mixed_prompts(backbone)[:3], params=SamplingParams(max_new_tokens=10, temperature=0))
+        assert len(counted) == 6  # what is said of greedy completions says nothing of others
 
 
 def test_adapters_reach_the_server(tmp_path: Path) -> None:
@@ -148,9 +161,23 @@ def test_adapters_reach_the_server(tmp_path: Path) -> None:
             ask(engine, adapted)
 
 
+def test_weights_of_four_bits_reach_the_server(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    adapted = tiny_backbone(lora=LoRAConfig(rank=4), quantize="nf4").eval()
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    with tiny_vllm() as (url, server):
+        engine = generator(url, str(tmp_path), max_mean_difference=1e-4, max_difference=1e-3)
+        ask(engine, adapted, single(adapted), params=SHORT)
+        ask(engine, adapted, single(adapted), params=SHORT)
+        assert pushes(server) == 1
+
+
 def test_mixed_precision(backbone: Backbone, tmp_path: Path) -> None:
     with tiny_vllm() as (url, server), torch.autocast("cpu", dtype=torch.bfloat16):
-        ask(generator(url, str(tmp_path), max_mean_difference=0.2), backbone)
+        ask(generator(url, str(tmp_path), max_mean_difference=0.2), backbone, single(backbone), params=SHORT)
         query = "model.language_model.layers.0.self_attn.q_proj.weight"
         theirs, own = (dict(model.named_parameters())[query] for model in (server.model, backbone.model))
         assert torch.equal(theirs, own.bfloat16().float())
@@ -202,6 +229,83 @@ def test_a_server_that_was_restarted_gets_the_weights_again(backbone: Backbone, 
         assert pushes(server) == 2
         server.interruptions = 3  # as in a pause for the weights of another rank
         assert tokens(ask(engine, backbone)) == before
+
+
+def test_a_server_that_was_restarted_with_other_options(backbone: Backbone, tmp_path: Path) -> None:
+    with tiny_vllm() as (url, server):
+        engine = generator(url, str(tmp_path))
+        ask(engine, backbone)
+        server.version, server.reported_mode = "default", "raw_logprobs"
+        with pytest.raises(EngineLostError, match="start it with --logprobs-mode processed_logprobs"):
+            ask(engine, backbone)
+        # One that does not even say so is compared again.
+        server.reported_mode, server.logprobs_mode = "processed_logprobs", "raw_logprobs"
+        with pytest.raises(EngineLostError, match="are not the learner's"):
+            ask(engine, backbone)
+
+
+@pytest.mark.parametrize("stuck", ["/inference", "/collective_rpc"])
+def test_a_server_that_accepts_and_never_answers(stuck: str, backbone: Backbone, tmp_path: Path) -> None:
+    """One request runs out of its time, once: not each of its tries, in each round."""
+    asked: list[str] = []
+    over = threading.Event()
+    with tiny_vllm() as (_, server):
+
+        def silent(seen: Seen) -> Reply:
+            if not seen.path.startswith(stuck) or not asked:
+                return server(seen)
+            asked.append(seen.path)
+            over.wait(60)
+            return Reply({})
+
+        with scripted(silent) as front:
+            engine = generator(front.url, str(tmp_path), retries=3)
+            ask(engine, backbone, single(backbone))
+            asked.append("from here on")
+            engine._servers[0].client.timeout_s = 0.5
+            if stuck == "/collective_rpc":
+                server.version = "default"  # as if it had been restarted
+            with pytest.raises(EngineLostError, match=r"no reply within .*0\.5"):
+                ask(engine, backbone, single(backbone))
+            over.set()
+    assert len(asked) <= 2
+
+
+def test_what_another_rank_failed_to_push_is_not_pushed_again(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+
+    def noted(handle: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            waits.set()
+        flock(handle, operation)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", noted)
+    with tiny_vllm() as (url, server):
+        engine = generator(url, str(tmp_path))
+        engine.prepare()
+        server.version = LOADING
+        with ThreadPoolExecutor(1) as pool:
+            with engine._folder.locked() as waited:
+                assert not waited
+                result = pool.submit(ask, engine, backbone, single(backbone))
+                assert waits.wait(60)
+            with pytest.raises(EngineLostError, match="did not take new weights from another rank"):
+                result.result()
+        assert not pushes(server)
+        assert len(ask(engine, backbone, single(backbone))) == 1  # what an earlier run left so is mended
+
+
+def test_ranks_begin_with_different_servers(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_vlaa.generation.vllm.generator.own_rank", lambda: 1)
+    with tiny_vllm() as (url, first), tiny_vllm() as (other_url, second):
+        ask(generator([url, other_url], str(tmp_path)), backbone, single(backbone))
+        assert "/inference/v1/generate" not in first.calls
+        assert "/inference/v1/generate" in second.calls
 
 
 def test_a_server_that_never_gets_through_is_given_up(backbone: Backbone, tmp_path: Path) -> None:
@@ -297,8 +401,13 @@ def test_settings_that_cannot_work(options: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize(
     ("sampling", "flag"),
-    [({"top_p": 0.9}, "top_p"), ({"top_k": 5}, "top_k"), ({"temperature": 0.001}, "temperature 0.001")],
-    ids=["top_p", "top_k", "temperature"],
+    [
+        ({"top_p": 0.9}, "top_p"),
+        ({"top_k": 5}, "top_k"),
+        ({"temperature": 0.001}, "temperature 0.001"),
+        ({"temperature": 2.5}, "temperature 2.5"),
+    ],
+    ids=["top_p", "top_k", "cold", "hot"],
 )
 def test_sampling_that_vllm_would_report_otherwise(sampling: dict[str, Any], flag: str) -> None:
     with pytest.raises(ValueError, match=f"--model.sampling.*{flag}"):

@@ -39,6 +39,9 @@ Answer = tuple[Request, dict[str, Any] | RequestError]
 def ask_all(servers: Sequence[Server], requests: Sequence[Request]) -> Generator[Answer]:
     """Asks everything, each server with its own bound of requests at a time; answers come in order of arrival.
 
+    A request and its repetitions have the client's time limit together, and one that it runs out on is not for asking
+    again: the server would begin it anew, and the other ranks wait no longer for this one than half an hour.
+
     Closing the iterator ends what is under way.
 
     Args:
@@ -47,11 +50,15 @@ def ask_all(servers: Sequence[Server], requests: Sequence[Request]) -> Generator
     """
 
     async def one(session: Any, slots: asyncio.Semaphore, request: Request, give: Callable[[Answer], None]) -> None:
+        client = servers[request.server].client
         async with slots:
             try:
-                give((request, await session.persist("POST", GENERATE, request.body)))
+                async with asyncio.timeout(client.timeout_s):
+                    give((request, await session.persist("POST", GENERATE, request.body)))
             except RequestError as error:
                 give((request, error))
+            except TimeoutError:
+                give((request, RequestError(f"no reply within {client.prefix}.timeout_s {client.timeout_s:g}")))
 
     async def of_server(number: int, give: Callable[[Answer], None]) -> None:
         own = [request for request in requests if request.server == number]

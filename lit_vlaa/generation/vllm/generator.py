@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import distributed
 
 from lit_vlaa.backbone.model import Backbone
 from lit_vlaa.generation.protocol import EngineLostError, OnGroup, RolloutKey
 from lit_vlaa.generation.vllm import weights
 from lit_vlaa.generation.vllm.agreement import Agreement, compare
 from lit_vlaa.generation.vllm.asking import Request, ask_all
-from lit_vlaa.generation.vllm.server import Server
+from lit_vlaa.generation.vllm.server import LOADING, OURS, Server
 from lit_vlaa.generation.vllm.wire import Question, UnfitReplyError
 from lit_vlaa.rewards.scorers.client import JsonClient
 from lit_vlaa.rewards.scorers.wire import RequestError
@@ -26,6 +27,7 @@ from lit_vlaa.types import Completion, Prompt, SamplingParams
 _log = logging.getLogger(__name__)
 
 _LEAST_TEMPERATURE = 0.01
+_MOST_TEMPERATURE = 2.0
 
 _COMPARED = 4
 """Completions of a prompt that the learner scores too."""
@@ -48,7 +50,7 @@ class VLLMGenerator:
         weights_dir: str | None = None,
         api_key_env: str | None = None,
         concurrency: int = 64,
-        timeout_s: float = 1800.0,
+        timeout_s: float = 1500.0,
         retries: int = 4,
         backoff_s: float = 1.0,
         start_timeout_s: float = 600.0,
@@ -64,7 +66,9 @@ class VLLMGenerator:
                 of temporary files.
             api_key_env: Environment variable with the server's key; null for none.
             concurrency: Prompts under way at a time, on each server from each rank.
-            timeout_s: Seconds for one try of one request: all completions of a prompt, or loading weights.
+            timeout_s: Seconds for one request with its repetitions: all completions of a prompt, or loading weights. A
+                prompt that takes longer ends the run. Keep it below half an hour, after which ranks that have finished
+                give up waiting for this one.
             retries: Tries of a request after the first one, and rounds of requests that are made again after a server
                 was restarted or paused.
             backoff_s: Seconds before the first repetition; they double from one to the next, up to a minute.
@@ -105,8 +109,8 @@ class VLLMGenerator:
         self._start_timeout_s = start_timeout_s
         self._max_mean, self._max_largest = max_mean_difference, max_difference
         self._pushed = False
-        self._compared: dict[tuple[int, bool], tuple[str, Agreement]] = {}
-        """What was compared of the latest version of the weights, by server and whether with images."""
+        self._compared: dict[tuple[int, bool, float], tuple[str, Agreement]] = {}
+        """What was compared of the latest version of the weights, by server, whether with images, and temperature."""
 
     def prepare(self) -> None:
         """Waits for the servers, and looks whether they were started as they have to be.
@@ -133,10 +137,11 @@ class VLLMGenerator:
                 "--model.sampling.top_p and top_k do not work with VLLMGenerator: vLLM gives log-probabilities after "
                 "them, the learner computes those before them; leave them at 1 and 0"
             )
-        if 0 < params.temperature < _LEAST_TEMPERATURE:
+        if 0 < params.temperature < _LEAST_TEMPERATURE or params.temperature > _MOST_TEMPERATURE:
             raise ValueError(
                 f"--model.sampling.temperature {params.temperature:g}: vLLM raises temperatures below "
-                f"{_LEAST_TEMPERATURE} to it; take 0 (greedy) or at least that"
+                f"{_LEAST_TEMPERATURE} to it, and refuses those above {_MOST_TEMPERATURE:g}; take 0 (greedy), or one "
+                f"from {_LEAST_TEMPERATURE} to {_MOST_TEMPERATURE:g}"
             )
 
     def generate(
@@ -191,10 +196,11 @@ class VLLMGenerator:
             EngineLostError: If a reply or a refusal says that asking again is of no use.
         """
         processor = backbone.processor
+        rank = own_rank()  # so that ranks with few prompts do not all begin with the first server
         requests = [
             Request(
                 index,
-                index % len(self._servers),
+                (index + rank) % len(self._servers),
                 partial(questions[index].body, processor),
                 questions[index].most_bytes(),
             )
@@ -219,24 +225,41 @@ class VLLMGenerator:
                     yield request.index, request.server, group
 
     def _bring(self, version: str, backbone: Backbone, dtype: torch.dtype | None) -> None:
-        """Sees to it that all servers have these weights; one rank pushes them, the others wait and look again."""
-        if all(server.wait(self._start_timeout_s) == version for server in self._servers):
+        """Sees to it that all servers have these weights; one rank pushes them, the others wait and look again.
+
+        Where that rank fails, the others neither try the same again nor wait as long as it did, each after the other.
+        """
+        began = time.monotonic()
+        labels = [server.wait(self._start_timeout_s) for server in self._servers]
+        for number, label in enumerate(labels):
+            if not label.startswith(OURS):
+                self._look_anew(number)
+        if all(label == version for label in labels):
             return
         try:
             self._folder.make()
         except ValueError as error:
             raise EngineLostError(str(error)) from error
-        with self._folder.locked():
+        with self._folder.locked() as waited:
             for server in self._servers:
-                if server.wait(self._start_timeout_s) != version:
+                label = server.wait(self._start_timeout_s, began=began)
+                if waited and label == LOADING:
+                    raise EngineLostError(f"{server.where}: it did not take new weights from another rank")
+                if label != version:
                     started = time.perf_counter()
                     server.push(version, partial(self._folder.put, version, backbone.model, dtype))
                     _tell(self._pushed, f"{server.where}: has new weights after {time.perf_counter() - started:.1f} s")
                     self._pushed = True
 
+    def _look_anew(self, number: int) -> None:
+        """Checks a server that was started since it was used last, perhaps with other options."""
+        self._servers[number].check()
+        for case in [case for case in self._compared if case[0] == number]:
+            del self._compared[case]
+
     def _compare(self, server: int, question: Question, group: Sequence[Completion], backbone: Backbone) -> None:
         """Compares the first completions of new weights with the learner, with and without images."""
-        case = (server, bool(question.prompt.image_sizes))
+        case = (server, bool(question.prompt.image_sizes), question.params.temperature)
         version, before = self._compared.get(case, ("", None))
         if version == question.version and before is not None and before.tokens >= _ENOUGH:
             return
@@ -247,6 +270,11 @@ class VLLMGenerator:
         shown = "prompts with images" if case[1] else "text alone"
         _tell(before is not None, f"{self._servers[server].where}: agrees with the learner on {shown} ({found})")
         self._compared[case] = (question.version, found)
+
+
+def own_rank() -> int:
+    """This process's number among those that train together."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 def _tell(again: bool, message: str) -> None:

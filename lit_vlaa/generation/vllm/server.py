@@ -16,13 +16,17 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lit_vlaa.generation.protocol import EngineLostError
 from lit_vlaa.generation.vllm import READ_VERSION
-from lit_vlaa.rewards.scorers.client import JsonClient
+from lit_vlaa.rewards.scorers.client import Body, JsonClient
 from lit_vlaa.rewards.scorers.wire import RequestError, printable
 
-_LOADING = "lit-vlaa-loading"
+OURS = "lit-vlaa-"
+"""Begins the labels of weights that runs of this program gave a server."""
+
+LOADING = f"{OURS}loading"
 """Label while weights change, so that no tokens pass for those of the weights before or after."""
 
 _LOOK_EVERY_S = 2.0
+_ONE_ANSWER_S = 10.0
 
 _DEV_MODE = f"start vLLM {READ_VERSION} or later with the environment variable VLLM_SERVER_DEV_MODE=1"
 
@@ -45,20 +49,21 @@ class Server:
         """The option and the address, for messages."""
         return f"{self.client.option} {self.client.url}"
 
-    def wait(self, seconds: float) -> str:
+    def wait(self, seconds: float, *, began: float | None = None) -> str:
         """The label of its weights, as soon as it answers.
 
         Args:
             seconds: Most to wait for a server that cannot be reached, or that is not ready.
+            began: When the waiting began, by `time.monotonic`; None for now. It is asked once even if that is long ago.
 
         Raises:
             EngineLostError: If it does not answer in time, or not as vLLM does.
         """
-        end = time.monotonic() + seconds
+        end = (time.monotonic() if began is None else began) + seconds
         told = False
         while True:
             try:
-                left = max(_LOOK_EVERY_S, end - time.monotonic())
+                left = max(_ONE_ANSWER_S, end - time.monotonic())
                 label = self._once.ask("GET", "/weight_info", within_s=left).get("weight_version")
             except RequestError as error:
                 if error.status in {404, 405}:
@@ -85,7 +90,7 @@ class Server:
             EngineLostError: If not; the message names the server's flag.
         """
         try:
-            config = self.client.ask("GET", "/server_info?config_format=json").get("vllm_config")
+            config = self._ask("GET", "/server_info?config_format=json").get("vllm_config")
         except RequestError as error:
             raise self.lost(error) from error
         model: Any = config.get("model_config") if isinstance(config, dict) else None
@@ -115,11 +120,11 @@ class Server:
         """
         path = str(folder())
         try:
-            self._label(_LOADING)
-            self.client.ask("POST", "/pause?mode=abort&clear_cache=true", dict)
+            self._label(LOADING)
+            self._ask("POST", "/pause?mode=abort&clear_cache=true", dict)
             kwargs = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-            self.client.ask("POST", "/collective_rpc", lambda: kwargs)
-            self.client.ask("POST", "/resume", dict)
+            self._ask("POST", "/collective_rpc", lambda: kwargs)
+            self._ask("POST", "/resume", dict)
             self._label(label)
         except RequestError as error:
             raise EngineLostError(
@@ -137,4 +142,7 @@ class Server:
         return EngineLostError(f"{self.where}: {error}{hint}")
 
     def _label(self, label: str) -> None:
-        self.client.ask("POST", "/update_weight_version", lambda: {"new_version": label})
+        self._ask("POST", "/update_weight_version", lambda: {"new_version": label})
+
+    def _ask(self, method: str, path: str, body: Body | None = None) -> dict[str, Any]:
+        return self.client.ask(method, path, body, within_s=self.client.timeout_s)

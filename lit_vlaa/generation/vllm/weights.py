@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_vlaa.backbone.adapters import each_merged_weight
+from lit_vlaa.backbone.adapters import adapter_scales, each_merged_weight
 from lit_vlaa.generation.protocol import EngineLostError
+from lit_vlaa.generation.vllm.server import OURS
 from lit_vlaa.whole_files import remove
 
 OPTION = "--model.generator.weights_dir"
@@ -27,6 +28,7 @@ _AT_ONCE = 2**23
 
 _FILE_BYTES = 2 * 10**9
 _LOCK = "lock"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -42,13 +44,13 @@ def version(model: nn.Module, dtype: torch.dtype | None) -> str:
         dtype: Of the matrices that `write` would write.
     """
     digest = hashlib.blake2b(str(dtype).encode(), digest_size=16)
-    names, sums = [], []
+    names, sums = [f"{name} {scale}" for name, scale in adapter_scales(model)], []
     for name, parameter in model.named_parameters():
         names.append(f"{name} {tuple(parameter.shape)} {parameter.dtype}")
         sums.append(_sum(parameter.detach()))
     digest.update("\n".join(names).encode())
     digest.update(torch.stack(sums).cpu().numpy().tobytes())
-    return f"lit-vlaa-{digest.hexdigest()}"
+    return f"{OURS}{digest.hexdigest()}"
 
 
 def write(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
@@ -99,24 +101,33 @@ class WeightFolder:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.path.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & stat.S_IWOTH:
-                raise ValueError(f"{OPTION} {self.path} must be a folder of yours that others cannot write to")
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & _OTHERS_WRITE:
+                raise ValueError(
+                    f"{OPTION} {self.path} must be a folder of yours that others, your group too, cannot write to: "
+                    "name another, or run chmod go-w on it"
+                )
             (self.path / _LOCK).touch()
         except OSError as error:
             raise ValueError(f"{OPTION} {self.path}: {error}") from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[bool]:
         """Waits until no other process pushes weights, and keeps all others waiting; removes what is left at the end.
 
-        The lock is the operating system's, which takes it from a process that dies.
+        The lock is the operating system's, which takes it from a process that dies. Gives whether another had it.
+
+        Raises:
+            EngineLostError: If the folder cannot be locked.
         """
-        handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise EngineLostError(f"{OPTION} {self.path}: {error}") from error
+        try:
+            waited = self._lock(handle)
             try:
                 self._clear()
-                yield
+                yield waited
             finally:
                 self._clear()
                 # Closing would not do: a process that was forked meanwhile holds the same lock.
@@ -141,9 +152,19 @@ class WeightFolder:
             raise EngineLostError(f"{OPTION} {self.path}: the weights cannot be written: {error}") from error
         return folder
 
+    def _lock(self, handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            return True
+        except OSError as error:
+            raise EngineLostError(f"{OPTION} {self.path} cannot be locked: {error}; name a local folder") from error
+        return False
+
     def _clear(self) -> None:
         for entry in self.path.iterdir():
-            if entry.name.removeprefix(".").startswith("lit-vlaa-"):
+            if entry.name.removeprefix(".").startswith(OURS):
                 remove(entry)
 
 

@@ -53,6 +53,11 @@ class Question:
     vocabulary: int
     """Logits of the model."""
 
+    @property
+    def asked(self) -> int:
+        """Completions to ask for: vLLM refuses to write one that is greedy several times."""
+        return self.group_size if self.params.temperature else 1
+
     def body(self, processor: Processor) -> dict[str, Any]:
         """The request's JSON."""
         images = pictures(self.prompt, processor.image_processor)
@@ -62,7 +67,7 @@ class Question:
             **({"content_parts": parts} if parts else {}),
             "return_token_ids": True,
             "sampling_params": {
-                "n": self.group_size,
+                "n": self.asked,
                 "seed": seed(self.key, self.prompt.record.id),
                 "temperature": self.params.temperature,
                 "top_p": 1.0,
@@ -79,7 +84,7 @@ class Question:
 
     def most_bytes(self) -> int:
         """What a reply may take: vLLM writes about 150 bytes a token, and more than three times that is let through."""
-        return 2**16 + 16 * self.prompt.input_ids.numel() + 512 * self.group_size * self.params.max_new_tokens
+        return 2**16 + 16 * self.prompt.input_ids.numel() + 512 * self.asked * self.params.max_new_tokens
 
     def read(self, reply: Mapping[str, Any], processor: Processor) -> list[Completion] | None:
         """The completions in sample order; None where the server should be asked again.
@@ -91,18 +96,18 @@ class Question:
         """
         self._check_prompt(reply.get("prompt_token_ids"), processor.image_token_id)
         choices = reply.get("choices")
-        if not isinstance(choices, list) or len(choices) != self.group_size:
-            raise UnfitReplyError(f"the reply does not hold {self.group_size} completions")
+        if not isinstance(choices, list) or len(choices) != self.asked:
+            raise UnfitReplyError(f"the reply does not hold {self.asked} completions")
         by_index = {
             choice["index"]: choice
             for choice in choices
             if isinstance(choice, dict) and type(choice.get("index")) is int and 0 <= choice["index"] < len(choices)
         }
-        if len(by_index) != self.group_size:
+        if len(by_index) != self.asked:
             raise UnfitReplyError("the completions of the reply are not numbered")
-        read = [self._completion(by_index[index], processor) for index in range(self.group_size)]
+        read = [self._completion(by_index[index], processor) for index in range(self.asked)]
         complete = [completion for completion in read if completion is not None]
-        return complete if len(complete) == self.group_size else None
+        return complete * (self.group_size // self.asked) if len(complete) == self.asked else None
 
     def _check_prompt(self, given: object, image_token: int) -> None:
         if not isinstance(given, list):

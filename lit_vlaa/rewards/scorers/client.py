@@ -134,7 +134,7 @@ class JsonClient:
                 async with asyncio.timeout(within_s), self._connections(key) as connections:
                     return await Session(self, connections, key).persist(method, path, body)
             except TimeoutError:
-                raise RequestError("no reply in the time for all tries together", retry=True) from None
+                raise RequestError(f"no reply within {within_s:g} s, all tries together", retry=True) from None
 
         return run_apart(work)
 

@@ -81,6 +81,7 @@ def test_mixed_precision_writes_what_matrices_compute_with(tmp_path: Path) -> No
 def test_adapters_are_added(tmp_path: Path) -> None:
     backbone = tiny_backbone(lora=LoRAConfig(rank=4))
     before = version(backbone.model, None)
+    assert version(tiny_backbone(lora=LoRAConfig(rank=4, alpha=99)).model, None) != before  # no parameter tells it
     with torch.no_grad():
         for name, parameter in backbone.model.named_parameters():
             if "lora_B" in name:
@@ -136,9 +137,11 @@ def _take(path: str, got: object) -> None:
 def test_folders_that_others_could_write_to_are_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group").chmod(0o770)
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "file").write_text("")
-    for name in ("open", "link"):
+    for name in ("open", "group", "link"):
         with pytest.raises(ValueError, match=rf"--model.generator.weights_dir .*{name} must be a folder of yours"):
             WeightFolder(str(tmp_path / name)).make()
     with pytest.raises(ValueError, match=r"--model.generator.weights_dir .*file"):

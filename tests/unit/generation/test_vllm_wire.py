@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,16 @@ def test_the_request() -> None:
     assert params["stop_token_ids"] == list(PROCESSOR.stop_token_ids)
     assert params["logit_bias"] == {str(token): -100.0 for token in PROCESSOR.banned_token_ids}
     assert params["seed"] == seed(QUESTION.key, "row")
+
+
+def test_greedy_completions_are_asked_for_once() -> None:
+    # vLLM 0.33.0 (SamplingParams._verify_greedy_sampling): "n must be 1 when using greedy sampling".
+    question = dataclasses.replace(QUESTION, params=SamplingParams(max_new_tokens=3, temperature=0))
+    assert question.body(PROCESSOR)["sampling_params"]["n"] == 1
+    reply = spoilt(lambda r: r.update(choices=[choice(0, [300, END], "stop")]))
+    read = question.read(reply, PROCESSOR)
+    assert read is not None
+    assert [one.token_ids.tolist() for one in read] == [[300, END], [300, END]]
 
 
 def test_text_alone_goes_without_parts() -> None:
