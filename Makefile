@@ -34,7 +34,7 @@ quickstart: $(STAMP) ## generate data, train and evaluate a tiny model on the CP
 	$(BIN)/lit-vlaa quickstart
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## check style, format and types
 	$(BIN)/ruff check .

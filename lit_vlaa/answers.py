@@ -14,7 +14,10 @@ MAX_ANSWER_CHARS = 4000
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _THINK, _END_THINK = "<think>", "</think>"
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
-_STYLE = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|mbox)\s*\{")
+_STYLE = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|mbox)\s*\{"
+_STYLE_OR_BRACE = re.compile(rf"{_STYLE}|[{{}}]")
+_FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
+_OVERLAID = re.compile("[\x00-\x7f\ufffd]([^\x00-\x7f\ufffd]+)")
 _WORD = re.compile(r"[a-z]+", re.IGNORECASE)
 _PAIRS = (
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")),
@@ -104,14 +107,14 @@ def legible(answer: str) -> str | None:
         return _CONTROL.sub(" ", answer)
     text = _UNSEEN.sub("", answer.translate(_FOLDED))
     text = _MATH_LETTER.sub(lambda match: unicodedata.normalize("NFKC", match.group()), _CONTROL.sub(" ", text))
-    text = ascii_digits(unicodedata.normalize("NFC", text))
-    pieces: list[str] = []
-    for char in text:
-        if unicodedata.category(char) in {"Mn", "Me"} and pieces and (pieces[-1] == "\ufffd" or pieces[-1].isascii()):
-            pieces[-1] = "\ufffd"
-        else:
-            pieces.append(char)
-    return "".join(pieces)
+    return _OVERLAID.sub(_without_marks, ascii_digits(unicodedata.normalize("NFC", text)))
+
+
+def _without_marks(match: re.Match[str]) -> str:
+    """U+FFFD for a character and the marks that follow it; the match itself where none does."""
+    after: str = match.group(1)
+    end = next((i for i, char in enumerate(after) if unicodedata.category(char) not in {"Mn", "Me"}), len(after))
+    return "\ufffd" + after[end:] if end else match.group()
 
 
 def _closing_brace(text: str, start: int) -> int:
@@ -146,24 +149,22 @@ def unstyled(text: str) -> str:
     depth = 0
     styled: list[int] = []
     position = 0
-    while position < len(text):
-        match = _STYLE.match(text, position) if text[position] == "\\" else None
-        if match is not None:
-            styled.append(depth)
+    for match in _STYLE_OR_BRACE.finditer(text):
+        mark, kept = match.group(), match.end()
+        if mark == "{":
             depth += 1
-            position = match.end()
-            continue
-        char = text[position]
-        position += 1
-        if char == "{":
-            depth += 1
-        elif char == "}" and depth:
-            depth -= 1
+        elif mark == "}":
+            depth = max(depth - 1, 0)
             if styled and styled[-1] == depth:
                 styled.pop()
-                continue
-        pieces.append(char)
-    return "".join(pieces)
+                kept = match.start()
+        else:
+            styled.append(depth)
+            depth += 1
+            kept = match.start()
+        pieces.append(text[position:kept])
+        position = match.end()
+    return "".join((*pieces, text[position:]))
 
 
 def bare(text: str) -> str:
@@ -186,7 +187,7 @@ def ascii_digits(text: str) -> str:
     if text.isascii():
         return text
     text = text.translate({0x2212: "-", 0x2010: "-", 0x2011: "-", 0xFE63: "-", 0xFF0D: "-", 0xFF0E: "."})
-    return "".join(char if char.isascii() or not char.isdecimal() else str(unicodedata.decimal(char)) for char in text)
+    return _FOREIGN_DIGIT.sub(lambda match: str(unicodedata.decimal(match.group())), text)
 
 
 def spelled_numbers(text: str) -> list[tuple[int, int, int]]:

@@ -35,23 +35,23 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _PACKAGES = tuple(str(Path(__file__).resolve().parents[1] / name) for name in ("lit_vlaa", "callbacks", "datamodules"))
+_usual_format = warnings.formatwarning
+
+
+def _format_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    if filename.startswith(_PACKAGES):
+        return f"lit-vlaa: warning: {message}\n"
+    return _usual_format(message, category, filename, lineno, line)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return not {"litlogger", "litmodels"} & set(re.findall(r"\w+", record.getMessage()))
 
 
 def _without_noise() -> None:
     """Drops advertisements, source lines, and warnings of Lightning's that are nothing to this program's users."""
-    usual = warnings.formatwarning
-
-    def format_warning(
-        message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        if filename.startswith(_PACKAGES):
-            return f"lit-vlaa: warning: {message}\n"
-        return usual(message, category, filename, lineno, line)
-
-    warnings.formatwarning = format_warning
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not {"litlogger", "litmodels"} & set(re.findall(r"\w+", record.getMessage()))
-    )
+    warnings.formatwarning = _format_warning
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     # A run without validation rows is no mistake, and checkpoints hold the state after the step on purpose.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
@@ -83,16 +83,18 @@ class Parser(LightningArgumentParser):
 
 
 class VLAACLI(LightningCLI):
-    """The four commands that run a Trainer.
+    """A command that runs a Trainer.
 
     Model, data and everything in them come from `--config` files and flags. A checkpoint gives weights, optimiser and
     position, never hyperparameters: those of the command line hold.
 
     Args:
-        args: Arguments after `lit-vlaa`; None takes those of the process.
+        command: `fit`, `validate`, `test` or `predict`; the others are not prepared, which takes its time.
+        args: Arguments after `lit-vlaa`, the command first; None takes those of the process.
     """
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, command: str, args: ArgsType = None) -> None:
+        self._command = command
         self._progress = Progress()
         super().__init__(
             args=args,
@@ -109,6 +111,10 @@ class VLAACLI(LightningCLI):
                 "default_root_dir": "runs",
             },
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of an instance, not of the class
+        """The command alone."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would let hyperparameters stored in the checkpoint win over the command line."""
@@ -196,17 +202,12 @@ class Parsed(VLAACLI):
     """Parses what a command would, checks no more, and builds nothing; `config` has the result.
 
     Args:
-        command: The command; the others are not prepared, which takes its time.
+        command: The command.
         args: As for `VLAACLI`.
     """
 
     def __init__(self, command: str = "fit", args: ArgsType = None) -> None:
-        self._command = command
-        super().__init__(args)
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of an instance, not of the class
-        """The command alone."""
-        return {self._command: LightningCLI.subcommands()[self._command]}
+        super().__init__(command, args)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses.
@@ -277,7 +278,7 @@ def run(args: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *args]
     preempted: PreemptedExit | None = None
     try:
-        VLAACLI()
+        VLAACLI(args[0])
     except PreemptedExit as stop:
         preempted = stop
     finally:

@@ -119,6 +119,18 @@ def tensors_of(config: PretrainedConfig, backbone: BackboneConfig) -> list[Tenso
         config: The model's configuration.
         backbone: Its type, what is frozen, adapters, quantisation; `auto` is taken for bfloat16, as Qwen releases it.
     """
+    same = replace(backbone, gradient_checkpointing=False, logprob_chunk=1)  # neither makes another tensor
+    key = config.to_json_string(), same
+    if key not in _known:
+        _known[key] = tuple(_tensors(config, same))
+    return list(_known[key])
+
+
+_known: dict[tuple[str, BackboneConfig], tuple[Tensor, ...]] = {}
+"""By model and backbone, since the doctor asks again and again, and each time takes tenths of a second."""
+
+
+def _tensors(config: PretrainedConfig, backbone: BackboneConfig) -> list[Tensor]:
     dtype = torch.float32 if backbone.dtype == "float32" else torch.bfloat16
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
@@ -173,16 +185,14 @@ def pinned_bytes(sizes: Sequence[int], *, most: int = 2**31) -> int:
     return total
 
 
-def estimate(run: Run, config: PretrainedConfig, tensors: Sequence[Tensor] | None = None) -> list[Part]:
+def estimate(run: Run, config: PretrainedConfig) -> list[Part]:
     """The parts of a run's memory for one of its processes.
 
     Args:
         run: The settings.
         config: The model's configuration.
-        tensors: Of `tensors_of`, where they are known already.
     """
-    if tensors is None:
-        tensors = tensors_of(config, run.backbone)
+    tensors = tensors_of(config, run.backbone)
     trained = [tensor for tensor in tensors if tensor.trains]
     shards = run.ranks if run.strategy == "fsdp2" else 1
     on_gpu = not run.cpu_offload

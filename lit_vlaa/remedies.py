@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PretrainedConfig
 
-from lit_vlaa.backbone.config import BackboneConfig, LoRAConfig
-from lit_vlaa.memory import Run, Tensor, estimate, peak, tensors_of
+from lit_vlaa.backbone.config import LoRAConfig
+from lit_vlaa.memory import Run, estimate, peak
 from lit_vlaa.reference import Reference
 
 
@@ -37,18 +37,11 @@ class Remedies:
         self.knobs = tuple(knobs(described))
         self._described = described
         self._shape = shape
-        self._tensors: dict[BackboneConfig, list[Tensor]] = {}
 
     def peak_with(self, chosen: Sequence[Knob]) -> int | None:
         """The peak in bytes with some knobs turned; None where `fit` would refuse them."""
         turned = turn(self._described, chosen)
-        if turned is None:
-            return None
-        backbone = turned.backbone
-        same = replace(backbone, gradient_checkpointing=False, logprob_chunk=1)  # neither makes another tensor
-        if same not in self._tensors:
-            self._tensors[same] = tensors_of(self._shape, backbone)
-        return peak(estimate(turned, self._shape, self._tensors[same]))
+        return None if turned is None else peak(estimate(turned, self._shape))
 
     def best(self, memory: int) -> tuple[Knob, ...] | None:
         """The knobs that make the run fit at the least cost, in their order; None where none do.

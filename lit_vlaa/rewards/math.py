@@ -70,7 +70,7 @@ def plan(answer: str, truth: str) -> Plan:
         return WRONG
     given, answer_text = _read(answer, trusted=False)
     short = compact(answer_text)
-    if same == short or same == compact(answer):
+    if same == short or (answer_text != answer and same == compact(answer)):
         return RIGHT
     if _WORDS.fullmatch(same) and (wanted is None or same.casefold() in _VERDICTS):
         return RIGHT if same.casefold() == short.casefold() else WRONG

@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 from lit_vlaa.answers import ascii_digits, unstyled
 
@@ -22,7 +23,7 @@ _SPELLINGS = (
     (re.compile(r"\\(?:times|cdot)(?![a-z])|[×·]"), "*"),
     (re.compile(r"\\pi(?![a-z])"), "π"),
     (re.compile(r"(?<=\d)\.0{1,9}(?!\d)"), ""),
-    (re.compile(r"\s{0,9}([=+*/^<>√()-])\s{0,9}"), r"\1"),
+    (re.compile(r"\s{0,9}([=+*/^<>√()-])\s{0,9}"), itemgetter(1)),
     (re.compile(r"\s+"), " "),
 )
 

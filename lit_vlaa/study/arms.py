@@ -142,7 +142,7 @@ def resolve(words: Sequence[str]) -> dict[str, Any]:
     sys.argv = [own[0]]  # Lightning warns of arguments that it is given beside those of the process
     try:
         with redirect_stdout(printed):
-            VLAACLI([*words, "--print_config"])
+            VLAACLI(words[0], [*words, "--print_config"])
     except SystemExit as stop:
         if stop.code:
             raise UsageError([f"`lit-vlaa {' '.join(words)}` cannot be resolved"]) from stop

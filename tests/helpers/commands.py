@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from helpers import launch
+from helpers.hatchery import Hatched, hatchery
 from lit_vlaa.cli import main
 
 MODULES = {"sft": "lit_vlaa.sft.SFTModule", "grpo": "lit_vlaa.grpo.GRPOModule"}
@@ -34,6 +35,30 @@ def lit(*words: str) -> int:
             return main(words)
     finally:
         torch.set_num_threads(threads)
+
+
+def started(words: Sequence[str], log: Path, *, cwd: Path, rank: int | None = None, port: int = 0) -> Hatched:
+    """Starts a command in a process and a session of its own; what it prints goes to `log`.
+
+    It is forked from a process that has imported everything, so Lightning cannot start further ranks from it.
+
+    Args:
+        words: After `lit-vlaa`.
+        log: Written anew.
+        cwd: Where it runs.
+        rank: Which of two ranks it is; None for a command of one process.
+        port: Where the two meet.
+    """
+    environment = launch._alone() if rank is None else launch._environment(rank, 2, port)
+    log.write_bytes(b"")
+    return hatchery(rank or 0, environment).start(
+        target="helpers.commands:program", arguments=list(words), environment=environment, cwd=str(cwd), log=log
+    )
+
+
+def program() -> None:
+    """What a process of `started` does."""
+    sys.exit(main(sys.argv[1:]))
 
 
 def lit_in_ranks(*commands: Sequence[str], code: int = 0, ranks: int = 2, timeout: float = 150) -> None:

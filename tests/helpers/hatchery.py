@@ -6,6 +6,7 @@ Each rank has a hatchery of its own, so that ranks differ in what differs betwee
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -96,8 +97,11 @@ def hatchery(rank: int, environment: dict[str, str]) -> Hatchery:
 
 
 def _serve() -> None:
+    gc.disable()
     for module in _MODULES:
         importlib.import_module(module)
+    gc.enable()
+    gc.freeze()  # or each child would go through all of this, and so get memory of its own
     for line in sys.stdin:
         order = json.loads(line)
         if "poll" in order or "wait" in order:

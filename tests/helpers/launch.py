@@ -94,8 +94,7 @@ def _free_port() -> int:
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """What torchrun would set, and one thread each."""
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+    return _alone() | {
         "TORCHELASTIC_RUN_ID": "tests",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -104,6 +103,13 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "GROUP_RANK": "0",
+    }
+
+
+def _alone() -> dict[str, str]:
+    """The environment of a process that is no rank of several."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "CUDA_VISIBLE_DEVICES": "",

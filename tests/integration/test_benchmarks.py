@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,8 @@ import pytest
 
 from helpers import evaluated
 from helpers.benchmark_files import benchmark_rows, write_benchmark, write_tsv
-from helpers.commands import lit, lit_in_ranks
+from helpers.commands import lit, lit_in_ranks, started
 from helpers.evaluated import answered, toy, verdicts
-from helpers.launch import ROOT
 
 SIX = ("mathvista", "mathvision", "mathverse", "dynamath", "wemath", "logicvista")
 ROWS = {"mathvista": 6, "mathvision": 6, "mathverse": 6, "dynamath": 18, "wemath": 20, "logicvista": 6}
@@ -87,15 +83,8 @@ def test_a_killed_run_goes_on_and_repeats_no_answer(ranks: int, tmp_path: Path) 
     marker.touch()
     assert lit(*evaluated.command("test", straight, [fatal])) == 0
     marker.unlink()
-    process = subprocess.run(
-        [sys.executable, "-m", "lit_vlaa", *evaluated.command("test", killed, [fatal])],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+    process = started(evaluated.command("test", killed, [fatal]), tmp_path / "log", cwd=tmp_path)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
     # Two rows a batch; the fourth batch is prepared while the third is answered.
     (before,) = answered(killed / "benchmarks").values()
     assert before[:4] == ["row0", "row1", "row2", "row3"]

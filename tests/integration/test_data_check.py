@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ import yaml
 
 from datamodules import convert
 from datamodules.synthetic import SyntheticPaths, write_dataset
-from helpers.commands import lit
+from helpers.commands import lit, started
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "quickstart"
@@ -186,19 +184,12 @@ def test_real_records(form: str, split: str, truths: int, shared_examples: Path,
     ids=["ctrl_c-1", "ctrl_c-2", "killed-2"],
 )
 def test_a_signal_leaves_no_process(workers: str, number: signal.Signals, data: SyntheticPaths, tmp_path: Path) -> None:
-    rows = json.loads(data.data_file("grpo").read_text(encoding="utf-8")) * 2000
+    rows = json.loads(data.data_file("grpo").read_text(encoding="utf-8"))
     file = tmp_path / "many.json"
-    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    file.write_text("\n".join([*map(json.dumps, rows)] * 2000), encoding="utf-8")
     words = ["--data-file", file, "--image-root", data.image_root, "--output-dir", tmp_path / "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lit_vlaa", "data", "check", *map(str, words), "--workers", workers],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    log = tmp_path / "log"
+    process = started(["data", "check", *map(str, words), "--workers", workers], log, cwd=tmp_path)
     try:
         part = tmp_path / "out" / ".problems.jsonl.part"
         limit = time.monotonic() + 200
@@ -208,14 +199,14 @@ def test_a_signal_leaves_no_process(workers: str, number: signal.Signals, data: 
             time.sleep(0.05)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does: to all processes
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode == 130
+            assert process.wait() == 130
+            errors = log.read_text()
             assert "lit-vlaa: interrupted: the report was not written" in errors
             assert "Traceback" not in errors
             assert list((tmp_path / "out").iterdir()) == []
         else:
-            process.send_signal(number)
-            process.communicate(timeout=60)
+            os.kill(process.pid, number)
+            process.wait()
         limit = time.monotonic() + 30
         while any_left(process.pid):
             assert time.monotonic() < limit

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from datamodules import convert
-from helpers.commands import command, lit, logged
+from helpers.commands import command, lit, logged, started
 from helpers.hub_server import environment, serving
 from helpers.released import IMAGES, repo, tree
 
@@ -55,21 +55,13 @@ def test_ctrl_c_keeps_finished_shards(tmp_path: Path) -> None:
         f"--output-dir={shards}",
         "--shard-mb=0.05",
     ]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "lit_vlaa", *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        start_new_session=True,
-    )
+    process = started(words, tmp_path / "log", cwd=tmp_path)
     limit = time.monotonic() + 120
     while len(list(shards.glob("rows-*"))) < 3 and time.monotonic() < limit:
         time.sleep(0.01)
-    os.killpg(started.pid, signal.SIGINT)
-    _, told = started.communicate(timeout=120)
-    assert started.returncode == 130
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    told = (tmp_path / "log").read_text()
     assert told.splitlines()[-2:] == [
         "lit-vlaa: shards in progress are finished (unless Ctrl-C is pressed again); "
         "the same command goes on from there",

@@ -20,8 +20,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter as CSVExperimentWriter
 
-from helpers.commands import StopAt, command, lit, logged, version
-from helpers.launch import ROOT
+from helpers.commands import StopAt, command, lit, logged, started, version
 from lit_vlaa import run_logs
 from lit_vlaa.checkpoints import newest, problem
 from lit_vlaa.run_folder import claim, going_on, release
@@ -38,7 +37,8 @@ EVEN: dict[str, Any] = {"model__optim__schedule": "constant", "model__optim__war
 
 
 def words(data: Path, root: Path, *extra: str, steps: int = 6, kind: str = "sft", **options: Any) -> list[str]:
-    short = {"trainer__max_steps": steps, "trainer__limit_val_batches": 0, "trainer__max_epochs": 100, **options}
+    short = {"trainer__max_steps": steps, "trainer__limit_val_batches": 0, "trainer__max_epochs": 100}
+    short |= {"data__batch_size": 4, **({"model__train_batch_size": 2} if kind == "grpo" else {}), **options}
     return [*command("fit", kind, data, root, **short), *SAVING, *extra]
 
 
@@ -160,7 +160,7 @@ def test_a_file_system_that_logs_fill(
     if subprocess.run(mount, check=False).returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        short = {"trainer__max_steps": 60, "trainer__limit_val_batches": 1, "trainer__max_epochs": 9}
+        short = {"trainer__max_steps": 60, "trainer__limit_val_batches": 1, "data__batch_size": 4}
         assert lit(*command(task, "sft", dataset, small, **(short if task == "fit" else {}))) == 1
         said = capfd.readouterr().err
         assert "No space left on device" in said.splitlines()[-1]
@@ -182,10 +182,7 @@ def test_a_folder_that_cannot_be_written_to(dataset: Path, tmp_path: Path, capsy
 def test_a_data_loaders_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     arguments = words(dataset, tmp_path, steps=5000, data__num_workers=1)
     log = tmp_path / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lit_vlaa", *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
-        )
+    process = started(arguments, log, cwd=tmp_path)
     end = time.monotonic() + 120
     while not list(tmp_path.rglob("*.ckpt")):
         assert process.poll() is None, log.read_text()
@@ -193,7 +190,7 @@ def test_a_data_loaders_worker_that_is_killed(dataset: Path, tmp_path: Path) -> 
         time.sleep(0.02)
     (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(worker), signal.SIGKILL)
-    assert process.wait(60) == 1
+    assert process.wait() == 1
     said = log.read_text().splitlines()[-1]
     assert said.startswith("lit-vlaa: stopped: DataLoader worker")
     assert "--data.num_workers" in said
@@ -212,7 +209,7 @@ def test_an_image_that_is_unreadable_amid_an_epoch(
         target.write_bytes((dataset / "images" / row["image"]).read_bytes())
     (data / "images" / rows[59]["image"]).write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     (data / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert lit(*words(data, tmp_path / "runs", data__val_file="null")) == 2
+    assert lit(*words(data, tmp_path / "runs", data__val_file="null", data__batch_size=16)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"{name}:60" in said
     assert rows[59]["image"] in said

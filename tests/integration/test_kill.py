@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.commands import MODULES, command, logged, version
-from helpers.launch import _environment, _free_port
+from helpers.commands import MODULES, command, logged, started, version
+from helpers.launch import _free_port
 from helpers.states import assert_equal
 from lit_vlaa.checkpoints import WholeCheckpointIO, newest
 
@@ -42,7 +40,9 @@ def words(kind: str, strategy: str, data: Path, root: Path, start: Path, *extra:
         "trainer__limit_val_batches": 0,
         "model__optim__lr": 2e-4,
         "model__init_from": start,
-        "data__max_samples": 100 if kind == "sft" else 48,
+        "data__max_samples": 50 if kind == "sft" else 24,
+        "data__batch_size": 8,
+        **({} if kind == "sft" else {"model__train_batch_size": 4}),
     }
     saving = [
         f"{CALLBACKS}=lightning.pytorch.callbacks.ModelCheckpoint",
@@ -68,17 +68,7 @@ class Ranks:
         self.logs = [root / f"rank{rank}.log" for rank in range(2)]
         self.processes = []
         for rank, path in enumerate(self.logs):
-            with path.open("wb") as log:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "lit_vlaa", *arguments],
-                        env=_environment(rank, 2, port),
-                        cwd=root,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+            self.processes.append(started(arguments, path, cwd=root, rank=rank, port=port))
 
     def wait(self, seconds: float, *, begun: bool = False) -> bool:
         """Waits for the end, or for the beginning of training; tells whether it came in time.
@@ -106,6 +96,7 @@ class Ranks:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("kind", "strategy", "kills"), SHARE)
 def test_killed_at_any_moment(

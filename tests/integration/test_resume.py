@@ -11,7 +11,7 @@ import torch
 from helpers.commands import checkpoint, command, lit, logged
 from helpers.states import assert_equal
 
-# 6 batches of 16 an epoch in SFT and 3 rollouts of 16 with two steps each in GRPO: the run passes the end of an epoch.
+# 6 batches of 8 an epoch in SFT and 3 rollouts of 8 with two steps each in GRPO: the run passes the end of an epoch.
 END = {"sft": 10, "grpo": 10}
 MIDDLE = 4
 EPOCH = 6
@@ -46,7 +46,10 @@ class Runs:
             "model__optim__lr": 2e-4,
             "model__optim__warmup_ratio": 0.2,
             "model__init_from": self.start,
-            "data__max_samples": 100 if self.stage == "sft" else 48,
+            "data__max_samples": 50 if self.stage == "sft" else 24,
+            "data__batch_size": 8,
+            "data__eval_batch_size": 8,
+            **({"model__train_batch_size": 4} if self.stage == "grpo" else {}),
             **options,
         }
         words = command("fit", self.stage, self.data, self.root / name, **flags)

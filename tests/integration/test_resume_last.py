@@ -20,7 +20,9 @@ CALLBACKS = "--trainer.callbacks"
 
 
 def words(kind: str, data: Path, root: Path, *extra: str, **options: Any) -> list[str]:
-    flags = {"trainer__max_steps": 2, "trainer__max_epochs": 5, "trainer__limit_val_batches": 0, **options}
+    flags = {"trainer__max_steps": 2, "trainer__max_epochs": 5, "trainer__limit_val_batches": 0, "data__batch_size": 4}
+    flags |= {"model__train_batch_size": 2} if kind == "grpo" else {}
+    flags |= options
     saving = [
         f"{CALLBACKS}=lightning.pytorch.callbacks.ModelCheckpoint",
         f"{CALLBACKS}.filename=last",

@@ -12,7 +12,7 @@ from helpers.commands import checkpoint, command, lit, logged
 from helpers.states import assert_equal
 from lit_vlaa.generation import CachedGenerator
 
-# 3 rollouts of 16 prompts an epoch, of 4 steps each: two passes over two halves. The run ends within the second epoch.
+# 3 rollouts of 8 prompts an epoch, of 4 steps each: two passes over two halves. The run ends within the second epoch.
 STEPS = 4
 END = 16
 CALLBACKS = "--trainer.callbacks"
@@ -37,7 +37,10 @@ class Runs:
             # In the reward, where the coefficient shows in the advantages, which a checkpoint must therefore hold.
             "model__kl": "{coefficient: 0.05, target: 0.001, horizon: 100, place: reward, estimator: k1}",
             "model__advantage__scale": "batch",
-            "data__max_samples": 48,
+            "model__train_batch_size": 4,
+            "data__max_samples": 24,
+            "data__batch_size": 8,
+            "data__eval_batch_size": 8,
             **options,
         }
         saving = [
@@ -128,7 +131,7 @@ def test_the_checkpoint_is_small_and_holds_no_images(straight: Path) -> None:
     )
     assert last["unfinished_rollout"] is None
     rollout = between["unfinished_rollout"]
-    assert len(rollout["ids"]) == 16
+    assert len(rollout["ids"]) == 8
     tokens = int(rollout["lengths"].sum())
     tensors = sum(value.nbytes for value in rollout.values() if isinstance(value, torch.Tensor))
     # Four bytes for each token and its log-probability under sampler, old policy and reference; little besides.
@@ -138,7 +141,7 @@ def test_the_checkpoint_is_small_and_holds_no_images(straight: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"model__train_batch_size": 16}, "--model.train_batch_size 8, this run has 16"),
+        ({"model__train_batch_size": 8}, "--model.train_batch_size 4, this run has 8"),
         ({"model__group_size": 2}, "--model.group_size 4, this run has 2"),
         ({"model__num_iterations": 3}, "--model.num_iterations 2, this run has 3"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -53,6 +54,22 @@ def test_help_lists_every_command_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     for command in ("fit", "validate", "test", "predict", "data synthetic", "eval compare", "quickstart"):
         assert f"\n  {command} " in done.stdout
+
+
+def test_what_is_imported_is_not_collected_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: len(frozen))
+    for _ in range(2):
+        assert cli._imported("lit_vlaa.cli") is cli
+        assert gc.isenabled()
+    assert frozen == [False]
+    gc.disable()
+    try:
+        cli._imported("lit_vlaa.cli")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from operator import add
 from typing import TYPE_CHECKING
 
 from lit_vlaa.rewards.open_ended import escape_template_tokens
@@ -73,15 +74,16 @@ def count(text: str) -> Counts:
     """Counts a text's n-grams; what comes after its first `MAX_CHARS` characters is left out."""
     text = escape_template_tokens(text.strip()[:MAX_CHARS]).lower()  # answers come escaped; so the truth is read alike
     letters, words = "".join(text.split()), list(_tokens(text))
-    characters = (
-        Counter(letters[start : start + order] for start in range(len(letters) - order + 1))
-        for order in range(1, _CHAR_ORDERS + 1)
-    )
-    phrases = (
-        Counter(" ".join(words[start : start + order]) for start in range(len(words) - order + 1))
-        for order in range(1, _WORD_ORDERS + 1)
-    )
-    return *characters, *phrases
+    return *_ngrams(list(letters), _CHAR_ORDERS), *_ngrams([f" {word}" for word in words], _WORD_ORDERS)
+
+
+def _ngrams(pieces: list[str], orders: int) -> Iterator[Counter[str]]:
+    """Counts runs of 1, 2, ... `orders` pieces, each run made of one that is shorter by a piece."""
+    runs = pieces
+    yield Counter(runs)
+    for order in range(2, orders + 1):
+        runs = list(map(add, runs, pieces[order - 1 :]))
+        yield Counter(runs)
 
 
 @lru_cache(maxsize=8)

@@ -12,9 +12,11 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from matplotlib.figure import Figure
 
 from callbacks import BenchmarkEvaluation, Preemption
 from callbacks.benchmarks.interface import EvalRecord, Score
+from callbacks.evaluation import publish
 from helpers.evaluated import OtherBenchmark, ToyBenchmark, answered, verdicts
 from helpers.modules import make_module, quiet_trainer
 from helpers.resumable import PlacedData
@@ -23,6 +25,12 @@ from lit_vlaa.policy import PolicyModule
 
 EVERY = {"sft": 1, "grpo": 2}
 """Optimiser steps of a batch; a run has three."""
+
+
+@pytest.fixture(autouse=True)
+def _blank_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar chart takes longer than a tiny evaluation, and none is looked at here."""
+    monkeypatch.setattr(publish, "chart", lambda *_: Figure())
 
 
 class Levels(OtherBenchmark):
