@@ -63,8 +63,10 @@ def test_ctrl_c_keeps_finished_shards(tmp_path: Path) -> None:
     assert process.wait() == 130
     told = (tmp_path / "log").read_text()
     assert told.splitlines()[-2:] == [
-        "lit-vlaa: shards in progress are finished (unless Ctrl-C is pressed again); "
-        "the same command goes on from there",
+        (
+            "lit-vlaa: shards in progress are finished (unless Ctrl-C is pressed again); "
+            "the same command goes on from there"
+        ),
         "lit-vlaa: interrupted",
     ]
     assert "Traceback" not in told
