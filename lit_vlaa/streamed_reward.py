@@ -10,6 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -66,10 +68,11 @@ class StreamedVerdicts:
         self._group_size = group_size
         self._judge = judge
         self._device = device
-        self._changed = threading.Condition()
         self._given: dict[int, Group] = {}
-        self._waiting: dict[int, Group] = {}
-        """Of what was given, what the thread has not taken."""
+        # No lock of Python's own: Ctrl-C can fall between its taking and the block that it guards, and then it stays
+        # held and the thread waits for ever.
+        self._waiting: SimpleQueue[dict[int, Group]] = SimpleQueue()
+        """Of what was given, what the thread has not taken; an empty part at the end."""
         self._verdicts: dict[int, tuple[tuple[str, ...], tuple[RewardResult, ...]]] = {}
         """Texts and results of prompts."""
         self._seconds = 0.0
@@ -77,6 +80,8 @@ class StreamedVerdicts:
         """Everything, once no more groups come."""
         self._left = False
         self._ended = False
+        self._end: SimpleQueue[None] = SimpleQueue()
+        """Wakes who waits for `_ended`."""
         self._error: BaseException | None = None
         # Not an executor's thread: Python would wait for that one when the user interrupts the run.
         self._thread = threading.Thread(target=self._run, name="reward", daemon=True)
@@ -88,10 +93,9 @@ class StreamedVerdicts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Lets the thread end. What it raised is logged where another error keeps `result` from raising it."""
-        with self._changed:
-            self._left = True
-            self._changed.notify_all()
-            failed = self._error
+        self._left = True
+        self._waiting.put({})
+        failed = self._error
         if failed is not None and error is not failed:
             _log.error("the reward had failed as well", exc_info=failed)
 
@@ -106,9 +110,8 @@ class StreamedVerdicts:
                 f"on_group was told of {len(completions)} completions of prompt {index}; call it once for each prompt, "
                 f"with all {self._group_size}"
             )
-        with self._changed:
-            self._given[index] = self._waiting[index] = tuple(completions)
-            self._changed.notify_all()
+        self._given[index] = tuple(completions)
+        self._waiting.put({index: self._given[index]})
 
     def finish(self, groups: Sequence[Sequence[Completion]], *, wait: bool = False) -> Sampled:
         """Says that the rollout is over, and hands over what `add` was not given, or not as it now is.
@@ -124,10 +127,10 @@ class StreamedVerdicts:
         left = {
             index: tuple(group) for index, group in enumerate(groups) if not _same(self._given.get(index, ()), group)
         }
-        with self._changed:
-            self._waiting |= left
-            self._sampled = sampled
-            self._changed.notify_all()
+        self._sampled = sampled
+        if left:
+            self._waiting.put(left)
+        self._waiting.put({})
         if wait:
             self._join()
         return sampled
@@ -149,10 +152,10 @@ class StreamedVerdicts:
         return Judged(sampled.prompts, sampled.completions, texts, results), self._seconds
 
     def _join(self) -> None:
-        with self._changed:
-            # For ever at one go would overlook an interrupt that comes just ahead of the wait.
-            while not self._changed.wait_for(lambda: self._ended, timeout=_AT_ONE_GO_S):
-                pass
+        # For ever at one go would overlook an interrupt that comes just ahead of the wait.
+        while not self._ended:
+            with suppress(Empty):
+                self._end.get(timeout=_AT_ONE_GO_S)
 
     def _run(self) -> None:
         try:
@@ -167,16 +170,23 @@ class StreamedVerdicts:
                 self._seconds += time.perf_counter() - started
         except BaseException as error:  # noqa: BLE001 - raised again by `result`
             self._error = error
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._ended = True
+        self._end.put(None)
 
     def _next(self) -> dict[int, Group]:
         """All groups that wait, as soon as there are any; none once there will be no more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._sampled is not None or self._left)
-            batch, self._waiting = self._waiting, {}
-            return {} if self._left else batch
+        batch = dict(self._waiting.get())
+        last = not batch
+        while not last:
+            try:
+                part = self._waiting.get_nowait()
+            except Empty:
+                break
+            last = not part
+            batch |= part
+        if last:
+            self._waiting.put({})  # found again when these are judged
+        return {} if self._left else batch
 
 
 def _same(one: Sequence[Completion], other: Sequence[Completion]) -> bool:

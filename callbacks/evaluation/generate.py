@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from callbacks.benchmarks.interface import EvalRecord
 from callbacks.evaluation.responses import Answer
+from callbacks.evaluation.tasks import Tasks
 from lit_vlaa.prompts import PromptConfig, build_messages
 from lit_vlaa.protocols import AnsweringModule, ChatProcessor
 from lit_vlaa.types import Prompt, Record, Sample, SamplingParams
 
 _KIND = "benchmark"
 """No verifier's name, so that no task instruction is added: the benchmark's own prompt says what to answer."""
+
+_LINGER_S = 10.0
+"""For images amid their preparation when the run fails: the tokenizer may be asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +76,17 @@ def answer_rows(
     """
     items = list(rows.items())
     parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
-        upcoming = pool.submit(_encoded, encode, parts[0]) if parts else None
+    with Tasks(1, "encode", linger_s=_LINGER_S) as thread:
+        upcoming = thread.begin(partial(_encoded, encode, parts[0])) if parts else None
         for number in range(len(parts)):
             assert upcoming is not None  # noqa: S101  # there is one for each part
             prompts, failures = upcoming.result()
             if number + 1 < len(parts):
-                upcoming = pool.submit(_encoded, encode, parts[number + 1])
+                upcoming = thread.begin(partial(_encoded, encode, parts[number + 1]))
             asked = [prompt for _, prompt in prompts]
             groups = module.complete(asked, group_size=1, step=0, params=params) if asked else []
             if number + 1 < len(parts):
-                upcoming.exception()  # waits: a tokenizer is not for two threads at a time
+                upcoming.wait()  # a tokenizer is not for two threads at a time
             answers = [
                 Answer(
                     row=row,

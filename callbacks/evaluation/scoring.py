@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from callbacks.benchmarks.interface import Benchmark, EvalRecord, Judge, Score
 from callbacks.evaluation.responses import Answer
+from callbacks.evaluation.tasks import Task, Tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,10 @@ class ScoredRow:
 
 
 class Scorer:
-    """Scores answers in threads where there is a judge to wait for, at once otherwise."""
+    """Scores answers in threads where there is a judge to wait for, at once otherwise.
+
+    A context; left by an exception, such as Ctrl-C, it waits for no judge.
+    """
 
     def __init__(self, benchmark: Benchmark, judge: Judge | None, threads: int) -> None:
         self.benchmark = benchmark
@@ -55,31 +59,29 @@ class Scorer:
         """Exceptions of the benchmark's own code; their rows count as undecided."""
         self._judge = judge
         self._lock = threading.Lock()
-        self._pool = None if judge is None else ThreadPoolExecutor(max(1, threads), thread_name_prefix="judge")
-        self._rows: list[ScoredRow | Future[ScoredRow]] = []
+        self._threads = None if judge is None else Tasks(max(1, threads), "judge")
+        self._rows: list[ScoredRow | Task[ScoredRow]] = []
 
     def __enter__(self) -> Self:
+        if self._threads is not None:
+            self._threads.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=kind is not None)
+        if self._threads is not None:
+            self._threads.__exit__(kind, error, trace)
 
     def add(self, place: int, record: EvalRecord, answer: Answer) -> None:
         """Takes an answer to score."""
-        task = self._score if self._pool is None else self._submit
-        self._rows.append(task(place, record, answer))
+        score = partial(self._score, place, record, answer)
+        self._rows.append(score() if self._threads is None else self._threads.begin(score))
 
     def rows(self) -> list[ScoredRow]:
         """Waits for all verdicts; they come in the order of the rows' places."""
-        done = [row.result() if isinstance(row, Future) else row for row in self._rows]
+        done = [row.result() if isinstance(row, Task) else row for row in self._rows]
         return sorted(done, key=lambda row: row.place)
-
-    def _submit(self, place: int, record: EvalRecord, answer: Answer) -> Future[ScoredRow]:
-        assert self._pool is not None  # noqa: S101  # only then is this called
-        return self._pool.submit(self._score, place, record, answer)
 
     def _score(self, place: int, record: EvalRecord, answer: Answer) -> ScoredRow:
         prediction = answer.response

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -43,8 +43,9 @@ class Interrupts:
         """Tells of a signal; from any thread."""
         self.signum = signum
         future = self._future
-        if future is not None and not future.get_loop().is_closed():
-            future.get_loop().call_soon_threadsafe(_finish, future)
+        if future is not None:
+            with suppress(RuntimeError):  # the loop has been closed, in its own thread
+                future.get_loop().call_soon_threadsafe(_finish, future)
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -171,7 +171,12 @@ class MathPool:
                     self._cache.move_to_end(key)
                     known[key] = self._cache[key]
             missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
-            found = dict(zip(missing, self._run(list(missing.values())), strict=True)) if missing else {}
+            try:
+                found = dict(zip(missing, self._run(list(missing.values())), strict=True)) if missing else {}
+            except BaseException:
+                # The processes are amid pairs of this call, and their replies would be taken for another's.
+                _kill_all(self._workers, self._owner)
+                raise
             if self._cache_size > 0:
                 self._cache.update((key, verdict) for key, verdict in found.items() if verdict in _KEPT)
             while len(self._cache) > self._cache_size:
@@ -227,8 +232,8 @@ class MathPool:
 
     def _bury(self, worker: _Worker, verdicts: list[PairVerdict], queue: deque[int], retried: set[int]) -> bool:
         """Ends a process that is dead or late and settles its pair; False if no other should take its place."""
-        self._workers.remove(worker)
         worker.kill()
+        self._workers.remove(worker)
         if not worker.ready:  # not replaced, or this would never end
             self.lost["start"] += 1
             _log.error("a Math-Verify process could not start; try `%s -c 'import math_verify'`", sys.executable)

@@ -13,11 +13,11 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.study.locks import join
@@ -74,20 +74,30 @@ class Processes:
         Raises:
             Interrupted: If SIGTERM or SIGINT came meanwhile; the command got SIGTERM, and has ended.
         """
+        start = self._forked if self._fork else self._started
         reading, writing = os.pipe()
         try:
-            start = self._forked if self._fork else self._started
-            child = start(words, writing, lock, handle)
-        finally:
-            os.close(writing)
-        try:
-            with _passing_on(child.signal) as told:
-                _stream(reading, log, child.ended)
+            # From before there is a child, or a signal that comes while it starts would leave it behind.
+            with _Signals() as signals:
+                try:
+                    child = start(words, writing, lock, handle)
+                except RunStoppedError as error:
+                    if signals.told:  # a terminal's Ctrl-C ends the server that forks as well
+                        raise Interrupted(signals.told[0]) from error
+                    raise
+                finally:
+                    os.close(writing)
+                signals.pass_on(child.signal)
+                try:
+                    _stream(reading, log, child.ended)
+                except BaseException:  # such as a full disk; what nobody listens to any more shall save and end
+                    child.signal(signal.SIGTERM)
+                    raise
                 code = child.wait()
         finally:
             os.close(reading)
-        if told:
-            raise Interrupted(told[0])
+        if signals.told:
+            raise Interrupted(signals.told[0])
         return code
 
     @staticmethod
@@ -101,7 +111,12 @@ class Processes:
             pass_fds=() if handle is None else (handle,),
             start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which passes it on
         )
-        return _Child(process.send_signal, lambda: process.poll() is not None, process.wait)
+
+        def send(number: int) -> None:
+            if process.poll() is None:
+                _send(process.pid, number)
+
+        return _Child(send, lambda: process.poll() is not None, process.wait)
 
     @staticmethod
     def _forked(words: Sequence[str], writing: int, lock: Path | None, handle: int | None) -> _Child:  # noqa: ARG004
@@ -119,7 +134,7 @@ class Processes:
 
         def send(number: int) -> None:
             if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
+                _send(process.pid, number)
 
         def wait() -> int:
             process.join()
@@ -159,21 +174,45 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
-@contextmanager
-def _passing_on(send: Callable[[int], Any]) -> Iterator[list[int]]:
+def _send(leader: int, number: int) -> None:
+    """Sends a signal to a process; SIGKILL goes to its ranks and loaders as well, which could not be told otherwise."""
+    with suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            with suppress(ProcessLookupError):  # one that was just forked leads no group yet
+                os.killpg(leader, number)
+        os.kill(leader, number)
+
+
+class _Signals:
     """Passes SIGTERM and SIGINT on as SIGTERM, upon which training saves a checkpoint; a second SIGINT kills."""
-    told: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        send(signal.SIGKILL if signal.SIGINT in told and number == signal.SIGINT else signal.SIGTERM)
-        told.append(number)
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self._send: Callable[[int], Any] | None = None
+        self._earlier: dict[int, Any] = {}
 
-    earlier: Mapping[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in earlier.items():
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._earlier[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
             signal.signal(number, handler)
+
+    def pass_on(self, send: Callable[[int], Any]) -> None:
+        """Says how the child is sent a signal; one that came before it could be is sent now."""
+        self._send = send
+        if self.told:
+            send(signal.SIGTERM)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        again = number == signal.SIGINT and signal.SIGINT in self.told
+        self.told.append(number)
+        if self._send is not None:
+            self._send(signal.SIGKILL if again else signal.SIGTERM)
+        elif again:  # the server that forks may take long to start, and forks nothing for a runner that is gone
+            raise Interrupted(self.told[0])
 
 
 def _stream(reading: int, log: Path, ended: Callable[[], bool]) -> None:

@@ -64,11 +64,20 @@ class Hatchery:
         """Sends an order and waits for its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the process that starts ranks has died"
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            assert answer, "the process that starts ranks has died"
+        except BaseException:  # such as a test's time limit: the answer would be taken for that to the next order
+            self.close()
+            raise
         return json.loads(answer)
+
+    @property
+    def there(self) -> bool:
+        """Whether it can still be asked."""
+        return self._process.poll() is None
 
     def start(self, *, target: str, arguments: list[str], environment: dict[str, str], cwd: str, log: Path) -> Hatched:
         """Forks a process that calls `target` with `sys.argv` set, its output going to a file.
@@ -90,8 +99,8 @@ class Hatchery:
 
 
 def hatchery(rank: int, environment: dict[str, str]) -> Hatchery:
-    """The hatchery of a rank, made when it is first asked for."""
-    if rank not in _there:
+    """The hatchery of a rank, made when it is first asked for and when the last one has died."""
+    if rank not in _there or not _there[rank].there:
         _there[rank] = Hatchery(environment)
     return _there[rank]
 

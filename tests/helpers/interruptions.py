@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks import Preemption
 
 
 class SignalAt(Callback):
@@ -50,6 +53,26 @@ class SignalAt(Callback):
             os.killpg(os.getpgid(0), self.number)
         else:
             os.kill(os.getpid(), self.number)
+
+
+class HeldUp(Callback):
+    """Where a file is there, renames it to `.held` after the first batch and waits for a signal, or until it is gone.
+
+    Args:
+        path: The file.
+        run: Name of the folder of the run that is held up; others are not.
+    """
+
+    def __init__(self, *, path: str, run: str) -> None:
+        self.path, self.run = Path(path), run
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if Path(trainer.default_root_dir).name != self.run or not self.path.exists():
+            return
+        (preemption,) = [one for one in trainer.callbacks if isinstance(one, Preemption)]  # type: ignore[attr-defined]
+        held = self.path.replace(self.path.with_suffix(".held"))
+        while held.exists() and not preemption._noted:
+            time.sleep(0.02)
 
 
 class SaveBetweenSteps(Callback):

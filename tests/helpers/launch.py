@@ -24,6 +24,7 @@ from torch import distributed
 from helpers.hatchery import Hatched, hatchery
 
 ROOT = Path(__file__).resolve().parents[2]
+_holders: list[socket.socket] = []
 
 
 def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments: Any) -> list[Any]:
@@ -45,20 +46,20 @@ def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments:
         outputs = [Path(folder, f"{rank}.json") for rank in range(ranks)]
         logs = [Path(folder, f"{rank}.log") for rank in range(ranks)]
         port = _free_port()
-        processes = []
-        for rank in range(ranks):
-            logs[rank].touch()
-            environment = _environment(rank, ranks, port)
-            processes.append(
-                hatchery(rank, environment).start(
-                    target="helpers.launch:main",
-                    arguments=[target, json.dumps(arguments), str(outputs[rank])],
-                    environment=environment,
-                    cwd=folder,
-                    log=logs[rank],
-                )
-            )
+        processes: list[Hatched] = []
         try:
+            for rank in range(ranks):
+                logs[rank].touch()
+                environment = _environment(rank, ranks, port)
+                processes.append(
+                    hatchery(rank, environment).start(
+                        target="helpers.launch:main",
+                        arguments=[target, json.dumps(arguments), str(outputs[rank])],
+                        environment=environment,
+                        cwd=folder,
+                        log=logs[rank],
+                    )
+                )
             problem = _wait(processes, timeout)
         finally:
             for process in processes:
@@ -86,10 +87,15 @@ def _wait(processes: list[Hatched], timeout: float) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody is given but the server that is told to take it: this process keeps a socket there.
+
+    One that is merely free now may be another process's by the time the server wants it.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # servers set it too, and then both may be there
+    holder.bind(("127.0.0.1", 0))
+    _holders.append(holder)
+    return int(holder.getsockname()[1])
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:

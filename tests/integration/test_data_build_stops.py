@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from helpers.builds import ASKING, completion, endpoints, make_config, make_source, questions, read_lines, split
 from helpers.commands import lit
 from helpers.scripted_http import Reply
+from lit_vlaa.endpoints.completions import Endpoint
 
 
 def build(config: Path, output: Path, *more: str) -> int:
@@ -158,19 +160,30 @@ def test_shards_share_replies_and_one_may_have_nothing_left(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_waits_for_what_is_paid_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], signum: signal.Signals, code: int
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    signum: signal.Signals,
+    code: int,
 ) -> None:
     make_source(tmp_path, questions(12))
     under_way = threading.Barrier(3, action=lambda: os.kill(os.getpid(), signum))
     before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     stopped = False
+    drain, draining = Endpoint.drain, threading.Event()
+
+    async def noted(endpoint: Endpoint) -> int:
+        asyncio.get_running_loop().call_soon(draining.set)  # as soon as it waits
+        return await drain(endpoint)
+
+    monkeypatch.setattr(Endpoint, "drain", noted)
 
     def slow(_: str, answer: str) -> str:
         if not stopped:
-            under_way.wait(30)
+            under_way.wait(120)
             while signal.getsignal(signum) not in before:  # the first signal leaves the second one as it was
                 time.sleep(0.05)
-            time.sleep(0.3)
+            assert draining.wait(120)
         return answer
 
     with endpoints({"caption": slow}) as (server, script):

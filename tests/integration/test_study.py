@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def module(name: str, **arguments: Any) -> dict[str, Any]:
 def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study file: base, sft, rl and sft+rl with one seed."""
     rows = {split: str(dataset / f"VLAA-Thinking-{split.upper()}") for split in ("sft", "grpo")}
+    folder = tmp_path_factory.mktemp("study")
     common: dict[str, Any] = {
         "trainer": {
             "accelerator": "cpu",
@@ -55,7 +57,13 @@ def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 }
                 for every in (2, None)
             ]
-            + [{"class_path": "callbacks.Preemption"}],
+            + [
+                {"class_path": "callbacks.Preemption"},
+                {
+                    "class_path": "helpers.interruptions.HeldUp",
+                    "init_args": {"path": str(folder / "hold"), "run": "seed1-rl-rl"},
+                },
+            ],
         },
         "model": {
             "init_args": {
@@ -79,7 +87,6 @@ def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sft": (module("SFT"), {"split": "sft", "data_file": f"{rows['sft']}.json", "max_samples": 48}),
         "rl": (module("GRPO", **scored), {"split": "grpo", "data_file": f"{rows['grpo']}.json"}),
     }
-    folder = tmp_path_factory.mktemp("study")
     (folder / "common.yaml").write_text(yaml.safe_dump(common))
     for name, (model, data) in parts.items():
         (folder / f"{name}.yaml").write_text(
@@ -178,23 +185,27 @@ def test_every_job_had_the_configuration_that_was_compared(finished: Path) -> No
 def test_an_interrupted_study_goes_on_and_ends_alike(finished: Path, study: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     words = ["study", "run", f"--config={study}", f"--output-dir={other}", "--arms", "rl"]
+    hold, held = study.parent / "hold", study.parent / "hold.held"
+    hold.touch()
     runner = subprocess.Popen(
         [sys.executable, "-m", "lit_vlaa", *words],
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    log = other / "jobs" / "seed1-rl-rl" / "version_0" / "metrics.csv"
-    for _ in range(2400):
-        if log.is_file() or runner.poll() is not None:
-            break
-        time.sleep(0.05)
-    runner.send_signal(signal.SIGTERM)
-    _, printed = runner.communicate(timeout=120)
+    try:
+        while not held.exists() and runner.poll() is None:
+            time.sleep(0.05)
+        runner.send_signal(signal.SIGTERM)
+        _, printed = runner.communicate(timeout=120)
+    finally:
+        for path in (hold, held):
+            path.unlink(missing_ok=True)
     assert runner.returncode == 143, printed
     assert f"go on with: lit-vlaa study run --config={study} --output_dir={other}" in printed
-    assert (log.parent / "checkpoints" / "preempted.ckpt").is_file()
+    assert (other / "jobs" / "seed1-rl-rl" / "version_0" / "checkpoints" / "preempted.ckpt").is_file()
     assert lit(*words) == 0
     assert (other / "jobs" / "seed1-rl-rl" / "version_1").is_dir()
     for part in ("jobs/seed1-rl-rl", "jobs/start"):

@@ -7,13 +7,15 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.interrupting import everywhere
 from helpers.samples import mixed_prompts, tiny_backbone
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
@@ -22,7 +24,7 @@ from lit_vlaa.streamed_reward import StreamedVerdicts
 from lit_vlaa.types import Completion, Prompt, RewardRequest, RewardResult
 
 CPU = torch.device("cpu")
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds for what happens at once, or never."""
 
 ROWS: list[tuple[str, str, str, list[str | None]]] = [
@@ -264,6 +266,24 @@ def test_a_rollout_that_fails_waits_for_nothing_and_hides_nothing(late: bool, ca
     thread_of(verdicts).join(PATIENCE)
     assert not thread_of(verdicts).is_alive()
     assert calls == [1]  # what had not begun is dropped
+
+
+def test_an_interrupt_leaves_no_thread_behind_wherever_it_falls() -> None:
+    """A lock taken by `Condition.__enter__`, by contrast, can stay held, and the thread waits for it for ever."""
+    two, each = prompts()[:2], groups()[:2]
+
+    def act(interrupting: Callable[[], AbstractContextManager[Any]]) -> None:
+        verdicts = StreamedVerdicts(two, 3, told, CPU)
+        try:
+            with verdicts, interrupting():
+                verdicts.add(1, each[1])
+                verdicts.finish(each)
+                assert verdicts.result()[0].texts == tuple(TEXTS[:6])
+        finally:
+            thread_of(verdicts).join(PATIENCE)
+            assert not thread_of(verdicts).is_alive()
+
+    assert everywhere(act, "lit_vlaa/streamed_reward.py", "/threading.py", "/contextlib.py") > 100
 
 
 @pytest.mark.parametrize("wait", [True, False])

@@ -335,8 +335,8 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     task = loop.create_task(work())
     thread = threading.Thread(target=run, name="scorer-requests", daemon=True)
-    thread.start()
     try:
+        thread.start()
         # A signal that another thread was handed is seen by this one only when it wakes up.
         while thread.is_alive():
             thread.join(0.5)

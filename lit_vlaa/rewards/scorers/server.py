@@ -229,10 +229,10 @@ def serve(*, scorer: str, host: str = "127.0.0.1", port: int = 8765, scorer_args
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         _log.warning("anybody who reaches %s can use this server; set %s to ask for a token", host, TOKEN_ENV)
     server = ScoringServer((host, port), scorer=hosted, token=token)
-    sys.stdout.write(f"hosting {server.health()['scorer']} at {server.url}\n")
-    sys.stdout.flush()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        sys.stdout.write(f"hosting {server.health()['scorer']} at {server.url}\n")
+        sys.stdout.flush()
         server.serve_forever()
     except KeyboardInterrupt:
         _log.info("stopped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from helpers.builds import make_config
 from lit_vlaa.endpoints.completions import EndpointLostError, RefusedError, UnansweredError
 from lit_vlaa.pipeline.asking import in_order
 from lit_vlaa.pipeline.config import load
+from lit_vlaa.pipeline.interrupts import Interrupts
 from lit_vlaa.pipeline.prompt_files import PromptFile
 from lit_vlaa.pipeline.report import card, cost_line, split_table, step_report
 from lit_vlaa.pipeline.rows import Done, Reject, Row
@@ -89,6 +91,19 @@ def test_a_lost_endpoint_ends_it_though_the_first_row_is_slow() -> None:
 
     with pytest.raises(EndpointLostError, match="gone"):
         asyncio.run(asyncio.wait_for(drain(), 30))
+
+
+def test_a_signal_as_the_loop_closes_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is another thread's, and may be closed after any look at it."""
+    interrupts = Interrupts()
+
+    async def begin() -> None:
+        interrupts.future()
+        monkeypatch.setattr(asyncio.get_running_loop(), "is_closed", lambda: False)
+
+    asyncio.run(begin())
+    interrupts.came(signal.SIGTERM)
+    assert interrupts.signum == signal.SIGTERM
 
 
 def test_rules_find_what_is_right() -> None:

@@ -176,7 +176,7 @@ def test_no_more_than_allowed_are_under_way(tmp_path: Path, concurrency: int) ->
             most = max(most, now)
             if now == concurrency:
                 full.set()
-        assert full.wait(30)
+        assert full.wait(120)
         with lock:
             now -= 1
         return FINE
@@ -337,7 +337,7 @@ def test_leaving_early_cancels_what_is_under_way(tmp_path: Path) -> None:
     release = threading.Event()
 
     def script(_: Seen) -> Reply:
-        release.wait(30)
+        release.wait(120)
         return FINE
 
     async def leave(entered: Endpoint) -> None:

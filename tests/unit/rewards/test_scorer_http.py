@@ -52,7 +52,7 @@ def test_replies_come_in_the_order_of_the_requests() -> None:
     def script(seen: Seen) -> Reply:
         number = seen.json["number"]
         if number == 0:  # the first one is answered last
-            assert held.wait(30)
+            assert held.wait(120)
         if number == 3:
             held.set()
         return Reply({"twice": 2 * number})
@@ -76,7 +76,7 @@ def test_concurrency_is_what_runs_at_a_time(concurrency: int, most: int) -> None
             counts["most"] = max(counts["most"], counts["now"])
             if counts["now"] == most:
                 full.set()
-        assert full.wait(30)  # nobody leaves before as many as allowed were here together
+        assert full.wait(120)  # nobody leaves before as many as allowed were here together
         with lock:
             counts["now"] -= 1
         return FINE
@@ -427,6 +427,30 @@ def test_ctrl_c_gets_through() -> None:
         with pytest.raises(KeyboardInterrupt):
             client(server.url, timeout_s=50).post_many("/x", numbered(3))
         release.set()
+
+
+def test_ctrl_c_while_the_thread_starts_ends_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(120)
+        except asyncio.CancelledError:
+            ended.set()
+
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "scorer-requests":
+            assert begun.wait(120)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_apart(work)
+    assert ended.wait(60)
 
 
 def test_what_work_raises_comes_out() -> None:

@@ -4,6 +4,7 @@ import multiprocessing.context
 import multiprocessing.forkserver
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -40,7 +41,7 @@ def when(path: Path, act: Callable[[], object]) -> threading.Thread:
             time.sleep(0.01)
         act()
 
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     return thread
 
@@ -70,10 +71,7 @@ def test_variables_that_would_change_a_job_are_left_out(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on_as_sigterm(number: int, program: Callable[[str], None], tmp_path: Path) -> None:
-    program(
-        'trap "echo saved; exit 143" TERM; trap "echo int" INT; '
-        f"touch {tmp_path}/on; for i in {{1..500}}; do sleep 0.02; done"
-    )
+    program(f'trap "echo saved; exit 143" TERM; trap "echo int" INT; touch {tmp_path}/on; while :; do sleep 0.02; done')
     before = signal.getsignal(number)
     thread = when(tmp_path / "on", lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted) as caught:
@@ -84,15 +82,86 @@ def test_signals_are_passed_on_as_sigterm(number: int, program: Callable[[str], 
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_kills(program: Callable[[str], None], tmp_path: Path) -> None:
-    program(f'trap "touch {tmp_path}/told" TERM; touch {tmp_path}/on; for i in {{1..500}}; do sleep 0.02; done')
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_a_job_starts_reaches_it(
+    number: int, program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(f'trap "echo saved; exit 143" TERM; touch {tmp_path}/on; while :; do sleep 0.02; done')
+    popen = subprocess.Popen
+
+    def started(*args: Any, **options: Any) -> Any:
+        process = popen(*args, **options)
+        while not (tmp_path / "on").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with pytest.raises(Interrupted) as caught:
+        Processes(fork=False)([], log=tmp_path / "log")
+    assert caught.value.number == number
+    assert (tmp_path / "log").read_text() == "saved\n"
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_ctrl_c_while_the_server_of_processes_starts(
+    dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal's reaches it too; it dies, or it takes its time and a second one comes."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def start(_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        if dies:
+            raise EOFError("unexpected EOF")
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start)
+    with pytest.raises(Interrupted):
+        Processes(fork=True)(["fit"], log=tmp_path / "log")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_kills_a_job_with_all_its_processes(program: Callable[[str], None], tmp_path: Path) -> None:
+    loop = "while :; do sleep 0.02; done"
+    program(
+        f'trap "touch {tmp_path}/told" TERM; (trap "" TERM; echo $BASHPID > {tmp_path}/rank; touch {tmp_path}/on; '
+        f"{loop}) & {loop}"
+    )
     threads = [when(tmp_path / name, lambda: os.kill(os.getpid(), signal.SIGINT)) for name in ("on", "told")]
-    started = time.monotonic()
     with pytest.raises(Interrupted):
         Processes(fork=False)([], log=tmp_path / "log")
     for thread in threads:
         thread.join()
-    assert time.monotonic() - started < 9  # not the 10 seconds that the program would take
+    wait_for_end(int((tmp_path / "rank").read_text()))
+
+
+def wait_for_end(pid: int) -> None:
+    stat = Path(f"/proc/{pid}/stat")
+    for _ in range(6000):
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"{pid} still runs")
+
+
+def test_a_job_that_nobody_can_listen_to_is_told_to_end(
+    program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(f'trap "exit 143" TERM; echo $$ > {tmp_path}/job; echo here; while :; do sleep 0.02; done')
+
+    def closed(_: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys.stdout, "write", closed)
+    with pytest.raises(BrokenPipeError):
+        Processes(fork=False)([], log=tmp_path / "log")
+    monkeypatch.undo()
+    wait_for_end(int((tmp_path / "job").read_text()))
 
 
 def test_a_job_that_outlives_its_runner_keeps_its_lock(program: Callable[[str], None], tmp_path: Path) -> None:
@@ -104,7 +173,7 @@ def test_a_job_that_outlives_its_runner_keeps_its_lock(program: Callable[[str], 
     with pytest.raises(UsageError, match="it is being run by"), locked(lock, "it"):
         pass
     (tmp_path / "end").touch()
-    for _ in range(500):
+    for _ in range(6000):
         try:
             with locked(lock, "it"):
                 return

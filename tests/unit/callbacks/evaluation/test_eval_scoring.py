@@ -52,7 +52,7 @@ def test_as_many_calls_at_a_time_as_the_judge_takes(threads: int) -> None:
     together = threading.Barrier(threads)
 
     def judge(prompt: str, temperature: float) -> str:
-        together.wait(timeout=30)  # breaks if fewer come
+        together.wait(timeout=120)  # breaks if fewer come
         return "1"
 
     class Asking(ToyBenchmark):
@@ -62,6 +62,33 @@ def test_as_many_calls_at_a_time_as_the_judge_takes(threads: int) -> None:
 
     _, rows = scored(Asking(), judge, threads)
     assert all(row.score.hit for row in rows)
+
+
+def test_ctrl_c_waits_for_no_judge() -> None:
+    begun, go = threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def stuck(prompt: str, temperature: float) -> str:
+        asked.append(prompt)
+        begun.set()
+        go.wait(120)
+        return "1"
+
+    def interrupted() -> None:
+        with Scorer(ToyBenchmark(), stuck, 1) as scorer:
+            for place, record in enumerate(RECORDS):
+                scorer.add(place, record, Answer("", record.id, f"so <answer> {place} </answer>", "stop", 4))
+            assert begun.wait(120)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not go.is_set()
+    go.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("judge"):
+            thread.join(120)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("judge", [None, CountingJudge()])
