@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ ORIGIN = "LIT_VLAA_ORIGIN_FILE"
 A command that ends in order removes it; one that crashes or is killed leaves it. See `lit_vlaa.hosts` and
 `configs/cluster/train.sbatch`.
 """
+
+AGENT = "LIT_VLAA_AGENT"
+"""Environment variable: the number of the process without which this one must not live (`lit_vlaa.hosts`)."""
 
 _NO_MODEL = (
     "no model is given: add --model lit_vlaa.sft.SFTModule or --model lit_vlaa.grpo.GRPOModule, "
@@ -277,9 +281,12 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
         rank_zero_info(f"--ckpt_path last: passed over, since {fault}")
     rank_zero_info(f"--ckpt_path last: {path or f'none below {folders[0]} yet, the run starts at its beginning'}")
     os.environ[_LAST] = "" if path is None else str(path)
-    if path is not None and ORIGIN in os.environ and Path(os.environ[ORIGIN]).exists():
-        # With its time, as a name may be written anew.
-        Path(os.environ[ORIGIN]).write_text(f"{path}\n{path.stat().st_mtime_ns}", encoding="utf-8")
+    if path is not None and ORIGIN in os.environ:
+        # With its time, as a name may be written anew. Many processes write the same: it must never be empty in
+        # between, nor come back when one of them has removed it.
+        with suppress(FileNotFoundError), Path(os.environ[ORIGIN]).open("r+", encoding="utf-8") as file:
+            file.write(f"{path}\n{path.stat().st_mtime_ns}")
+            file.truncate()
     return None if path is None else str(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import time
 from contextlib import suppress
@@ -18,6 +19,15 @@ _LEASE = 120.0
 """Seconds within which a file server gives free what a dead host had locked; NFS 4 takes 90."""
 
 _held: list[IO[str]] = []
+
+
+def _let_go() -> None:
+    """Closes what a forked process was handed: a data loader's worker that outlives the run would keep its lock."""
+    while _held:
+        _held.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def claim(root: Path, number: int) -> int:

@@ -7,5 +7,5 @@
 # WAIT: seconds in which the others must come.
 set -euo pipefail
 export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}  # else a dead node leaves pages of stack traces
-exec python -m lit_vlaa.hosts --nodes "${NODES:-1}" --node "${NODE:-0}" --devices "${DEVICES:-8}" \
-  --head "${HEAD:-127.0.0.1}" --port "${PORT:-29400}" --restarts "${RESTARTS:-3}" --wait "${WAIT:-1800}" -- "$@"
+exec python -m lit_vlaa.hosts --nodes "${NODES:-1}" --node "${NODE:-}" --devices "${DEVICES:-8}" \
+  --head "${HEAD:-}" --port "${PORT:-29400}" --restarts "${RESTARTS:-3}" --wait "${WAIT:-1800}" -- "$@"

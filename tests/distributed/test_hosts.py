@@ -16,6 +16,7 @@ import pytest
 
 from helpers.commands import command, lit, lit_in_ranks
 from helpers.hosts import Host, Network, namespaces, why_no_namespaces
+from helpers.patience import Patience
 from helpers.states import assert_equal
 from lit_vlaa.checkpoints import WholeCheckpointIO, newest
 
@@ -69,11 +70,11 @@ def words(data: Path, root: Path, **more: Any) -> list[str]:
 
 def wait(done: Callable[[], bool], *hosts: Host) -> None:
     """Waits until something has happened."""
-    end = time.monotonic() + PATIENCE
+    patience = Patience(PATIENCE)
     while not done():
-        if time.monotonic() > end or any(host.process.poll() for host in hosts):
+        if patience.lost(pid for host in hosts for pid in host.pids()) or any(host.process.poll() for host in hosts):
             pytest.fail("\n".join(f"{host.log}\n{host.said()[-3000:]}" for host in hosts))
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def restarts(host: Host) -> list[str]:

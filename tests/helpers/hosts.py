@@ -131,9 +131,15 @@ class Host:
     def power_off(self) -> None:
         """Takes it off the net, so that nobody hears of its end, and kills everything on it."""
         self.network.plug(self.number, "down")
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def pids(self) -> list[int]:
+        """All processes on it; a parent comes ahead of its children."""
         pids = [self.process.pid]
         for pid in pids:  # grows by each one's children
-            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+            with suppress(OSError):  # it has ended
+                pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return pids

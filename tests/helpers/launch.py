@@ -22,6 +22,7 @@ from typing import Any
 from torch import distributed
 
 from helpers.hatchery import Hatched, hatchery
+from helpers.patience import Patience
 
 ROOT = Path(__file__).resolve().parents[2]
 _holders: list[socket.socket] = []
@@ -34,6 +35,7 @@ def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments:
         target: `module:function`; modules below `tests/` are importable, such as `helpers.toy`.
         ranks: Number of processes.
         timeout: Seconds after which all of them are killed; a rank stuck in a collective ignores anything gentler.
+            Those do not count in which a rank waits for a processor.
         arguments: Passed on to the function.
 
     Returns:
@@ -74,8 +76,8 @@ def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments:
 
 def _wait(processes: list[Hatched], timeout: float) -> str:
     """Waits for all; returns what went wrong, empty when nothing did."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
+    patience = Patience(timeout)
+    while not patience.lost(process.pid for process in processes):
         codes = [process.poll() for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code]
         if failed:

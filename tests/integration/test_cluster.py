@@ -13,6 +13,7 @@ from helpers.commands import command, version
 from helpers.launch import ROOT, _free_port
 
 SCRIPT = ROOT / "configs" / "cluster" / "train.sbatch"
+TORCHRUN = ROOT / "configs" / "cluster" / "torchrun.sh"
 SRUN = """#!/usr/bin/env bash
 set -e
 [ "$1" = --kill-on-bad-exit=1 ] && shift
@@ -59,6 +60,24 @@ def test_the_script_trains_on_two_nodes(dataset: Path, tmp_path: Path) -> None:
     assert "MEMBER: 2/2" in done.stderr
     assert not list(tmp_path.glob("lit-vlaa-7*"))  # what it keeps for a job that died
     assert len(list((version(tmp_path / "run") / "checkpoints").iterdir())) == 1
+
+
+def test_torchrun_sh_hands_on_what_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s|' \"$@\"\n")
+    (tmp_path / "python").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    given = {"NODES": "2", "NODE": "1", "DEVICES": "4", "HEAD": "a b", "PORT": "7", "RESTARTS": "5", "WAIT": "9"}
+    seen = [
+        subprocess.run(
+            [TORCHRUN, "fit", "--a=b  c", ""], env={"PATH": path, **more}, capture_output=True, check=True
+        ).stdout
+        for more in (given, {})
+    ]
+    flags = b"--nodes|%s|--node|%s|--devices|%s|--head|%s|--port|%s|--restarts|%s|--wait|%s|--|fit|--a=b  c||"
+    assert seen == [
+        b"-m|lit_vlaa.hosts|" + flags % values
+        for values in ((b"2", b"1", b"4", b"a b", b"7", b"5", b"9"), (b"1", b"", b"8", b"", b"29400", b"3", b"1800"))
+    ]
 
 
 STAND_INS = {

@@ -120,6 +120,24 @@ def test_started_ranks_take_what_the_first_one_found(
     assert last_checkpoint(config, "fit") == (first if taken else second)
 
 
+def test_the_launcher_is_told_unless_another_rank_has_ended(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "trainer": {"default_root_dir": str(root), "callbacks": None, "logger": None},
+        "model": {"class_path": "lit_vlaa.sft.SFTModule"},
+    }
+    told = tmp_path / "origin"
+    monkeypatch.setenv("LIT_VLAA_ORIGIN_FILE", str(told))
+    monkeypatch.setenv("LIT_VLAA_LAST_CHECKPOINT", "")
+    path = checkpoint(root, "last.ckpt", 1)
+    assert last_checkpoint(config, "fit") == str(path)
+    assert not told.exists()
+    told.write_text("x" * 1000)
+    last_checkpoint(config, "fit")
+    assert told.read_text() == f"{path}\n{path.stat().st_mtime_ns}"
+
+
 def test_there_must_be_one_to_evaluate(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lit(*command("validate", "sft", dataset, tmp_path), "--ckpt_path=last") == 2
     assert f"lit-vlaa: error: --ckpt_path last: none is below {tmp_path}" in capsys.readouterr().err

@@ -1,0 +1,34 @@
+"""Time limits that tell a hang from a machine that is busy with something else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+class Patience:
+    """Seconds to wait for processes, but for those in which one was ready to go on and others had the processors.
+
+    Processes that hang wait for each other and not for a processor. Where the kernel does not count (`schedstat` of
+    Linux), all seconds are.
+
+    Args:
+        seconds: How many.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._starved: dict[int, float] = {}
+
+    def lost(self, pids: Iterable[int]) -> bool:
+        """Whether the time is over.
+
+        Args:
+            pids: The processes that are waited for; others may join them.
+        """
+        for pid in pids:
+            with suppress(OSError, IndexError):  # it has ended
+                self._starved[pid] = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        return time.monotonic() > self._end + sum(self._starved.values())
