@@ -303,8 +303,8 @@ class VLAAThinkingDataModule(LightningDataModule):
 
     def _chosen(self, part: Part) -> Rows:
         if part not in self._rows:
-            flag = "val_file or val_count" if part == "val" else _FLAGS[part]
-            raise ValueError(f"no {part} rows: set {flag}, and call setup() first when there is no Trainer to do so")
+            flag = "val_file or --data.val_count" if part == "val" else _FLAGS[part]
+            raise ValueError(f"no {part} rows: give --data.{flag}; without a Trainer call setup() first")
         return self._rows[part]
 
     def _place(self) -> tuple[int, int]:

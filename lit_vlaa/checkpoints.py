@@ -138,6 +138,12 @@ def telling(path: Path) -> Iterator[None]:
         ) from error
 
 
+def newest_within(folder: Path) -> Path | None:
+    """The checkpoint of a run's folder, or of a folder of runs, that was written last; None without one."""
+    found = [path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def problem(path: Path) -> str:
     """Says what is wrong with a checkpoint, having read all of it.
 
@@ -150,7 +156,8 @@ def problem(path: Path) -> str:
     if not path.exists():
         return "does not exist"
     if path.is_dir() and not is_sharded_checkpoint(path):
-        return "is a folder but no checkpoint"
+        inside = newest_within(path)
+        return f"is a folder but no checkpoint{f'; did you mean {inside}?' if inside else ''}"
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return _problem(path, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lit_vlaa.hints import BESIDE, NEAREST, unknown_option
+
 PRECISIONS = ("32-true", "bf16-mixed")
 """Values of `--trainer.precision` that manual optimisation with clipping of our own trains in."""
 
@@ -99,16 +101,18 @@ def one_line(message: str) -> str:
     expected: list[str] = []
     other: list[str] = []
     got = ""
+    advice = ""
     for raw in message.splitlines():
-        line = raw.strip().removeprefix("- ")
+        line, advice = _advice(raw.strip().removeprefix("- "), keys, advice)
         if key := re.match(r'Parser key "([^"]+)":', line):
             keys.append(key[1])
             line = line[key.end() :].strip()
         line, _, value = line.partition(". Got value: ")
         got = value or got
-        if option := re.match(r"Option '([\w.]+)' is not accepted", line):
-            keys.append(option[1])
-            other.append("there is no such option")
+        option = unknown_option(line)
+        if option and (keys or not line.startswith("unrecognized")):
+            keys.append(option)
+            other.append(f"there is no such option{advice}")
         elif line.startswith("Given value: ") and "(" not in line:
             got = got or line.removeprefix("Given value: ")
         elif line.startswith("Expected a dot import path string"):
@@ -117,8 +121,10 @@ def one_line(message: str) -> str:
             if name := _type_name(typed[1]):
                 expected.append(name)
         elif line and not line.startswith(("Expected a path but", *_NOISE)):
-            other.append(line.removesuffix(":"))
-    if any("--" in line for line in other):
+            other.append(_PROTOCOL.sub(_AS_PROTOCOL, line.removesuffix(":")))
+    if not keys and other and advice:
+        other[-1] += advice
+    if not advice and any("--" in line for line in other):
         return next(line for line in other if "--" in line)
     if expected and not other:
         other.append(f"expected {' or '.join(expected)}" + (f", got {got}" if got else ""))
@@ -126,6 +132,17 @@ def one_line(message: str) -> str:
     return f"--{'.'.join(keys)}: {text}" if keys else text
 
 
+def _advice(line: str, keys: Sequence[str], known: str) -> tuple[str, str]:
+    """A line without what `lit_vlaa.hints` added to it, and that as the end of a sentence; else what is known."""
+    line, near, names = line.partition(NEAREST)
+    if near:
+        return line, f"; did you mean --{'.'.join([*keys, names])}?"
+    line, beside, names = line.partition(BESIDE)
+    return line, f"; beside it there are {names}" if beside else known
+
+
+_PROTOCOL = re.compile(r"Import path does not implement protocol (\w+)")
+_AS_PROTOCOL = r"a method lacks an argument or an annotation of `\1` (docs/howto/own_engine.md)"
 _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value")
 
 
@@ -298,7 +315,11 @@ def _given(parsed: Any, name: str) -> list[str]:
 
 
 def _checkpoint(path: Any) -> Iterator[str]:
-    from lit_vlaa.checkpoints import SHARDED_METADATA, is_sharded_checkpoint  # noqa: PLC0415 (see the module's docstring)
+    from lit_vlaa.checkpoints import (  # noqa: PLC0415 (see the module's docstring)
+        SHARDED_METADATA,
+        is_sharded_checkpoint,
+        newest_within,
+    )
 
     if path is None or path in _KEYWORD_CHECKPOINTS:
         return
@@ -309,6 +330,8 @@ def _checkpoint(path: Any) -> Iterator[str]:
         remedy = (
             "it holds a model in the Hub's layout: use --model.backbone.path or --model.init_from"
             if (checkpoint / "config.json").is_file()
+            else f"did you mean {inside}?"
+            if (inside := newest_within(checkpoint))
             else "give a .ckpt file or a folder saved by fsdp2_sharded"
         )
         yield f"--ckpt_path {path} is a folder but no checkpoint; {remedy}"

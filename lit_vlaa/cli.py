@@ -10,8 +10,9 @@ import gc
 import importlib
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from jsonargparse import ArgumentParser
 
 from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, one_line
+from lit_vlaa.hints import hint, unknown_option
 from lit_vlaa.versions import installed
 
 RUNS = {
@@ -30,6 +32,13 @@ RUNS = {
 }
 """The commands of Lightning's Trainer, with what they do."""
 
+ELSEWHERE = {"train": "fit", "evaluate": "test", "benchmark": "test", "generate": "predict", "ask": "predict"}
+"""What other programs call these commands."""
+
+_ASK = (
+    "lit-vlaa predict MODEL --question TEXT [--image FILE] asks one question (more: lit-vlaa predict MODEL --help); "
+    "lit-vlaa predict --config FILE ... writes answers to rows"
+)
 _INTERRUPTED, _UNHEARD = 130, 141
 _GO_ON = "; with --ckpt_path last the same command goes on from the newest checkpoint, if any (SIGTERM saves one first)"
 
@@ -110,6 +119,11 @@ class _ToolParser(ArgumentParser):
     """Reports errors without the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if required := re.fullmatch(r"the following arguments are required: ([\w, ]+)", message):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in required[1].split(", "))
+            message = f"needed: {flags}"
+        elif (option := unknown_option(message)) is not None:
+            message += hint(option, (flag.lstrip("-") for flag in self._option_string_actions))
         raise UsageError([one_line(message)]) from ex
 
 
@@ -188,13 +202,21 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] == "predict" and words[1:] and not words[1].startswith("-"):
         return _run_tool("predict", PREDICT, words[1:])
+    if words[0] == "predict" and len(words) == 1:
+        raise UsageError([_ASK])
     if words[0] in RUNS:
+        if words[0] == "predict" and {"-h", "--help"} & set(words):
+            sys.stdout.write(f"{_ASK}\n\n")
         _imported("lit_vlaa.lightning_cli").run(words)
         return 0
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in TOOLS:
             return _run_tool(name, TOOLS[name], words[length:])
+    group = {name: tool.summary for name, tool in TOOLS.items() if name.startswith(f"{words[0]} ")}
+    if group and words[1:2] in (["-h"], ["--help"]):
+        sys.stdout.write("\n".join([*_table(group), "", f"lit-vlaa {next(iter(group))} --help shows its flags", ""]))
+        return 0
     raise UsageError([_unknown(words)])
 
 
@@ -260,15 +282,22 @@ def _unknown(words: Sequence[str]) -> str:
     within = [name for name in TOOLS if name.startswith(f"{words[0]} ")]
     commands = within or [*RUNS, *TOOLS]
     close = difflib.get_close_matches(" ".join(words[:2]) if within else words[0], commands, n=1)
+    if words[0] in ELSEWHERE:
+        close = [ELSEWHERE[words[0]]]
     hint = f"did you mean `lit-vlaa {close[0]}`?" if close else f"use one of: {', '.join(commands)}"
     given = " ".join(word for word in words[: 2 if within else 1] if not word.startswith("-"))
     return f"there is no command `lit-vlaa {given}`; {hint}"
 
 
+def _table(commands: Mapping[str, str]) -> list[str]:
+    """Commands with what they do, a line each."""
+    width = max(map(len, commands))
+    return [f"  {name:<{width}}  {summary}" for name, summary in commands.items()]
+
+
 def _help() -> str:
     """The page of `lit-vlaa --help`."""
     commands = {**RUNS, **{name: tool.summary for name, tool in TOOLS.items()}}
-    width = max(map(len, commands))
     return "\n".join(
         [
             "usage: lit-vlaa COMMAND [--config FILE ...] [--flag VALUE ...]",
@@ -276,7 +305,7 @@ def _help() -> str:
             "Train reasoning vision-language models with SFT and GRPO.",
             "",
             "commands:",
-            *(f"  {name:<{width}}  {summary}" for name, summary in commands.items()),
+            *_table(commands),
             "",
             "  lit-vlaa predict MODEL ...       answer one question, or a file of them (predict MODEL --help)",
             "  lit-vlaa COMMAND --help          its flags; models and data have their own:",

@@ -153,13 +153,18 @@ def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple
     return replace(described, rollouts=rollouts.within(most, described, decoder(shape))), shape
 
 
+def _many(numbers: int, digits: int = 2) -> str:
+    """A count in billions, or in millions where that would be next to nothing."""
+    return f"{numbers / 1e9:.{digits}f} B" if numbers >= 1e8 else f"{numbers / 1e6:.{digits}f} M"
+
+
 def report_memory(described: Run, shape: PretrainedConfig, memory: int | None) -> int:
     """Prints the parts of a run's memory, whether they fit, and what saves how much; gives the exit code."""
     tensors = tensors_of(shape, described.backbone)
     total, trained = (sum(t.numbers for t in tensors if t.trains or not only) for only in (False, True))
     parts = estimate(described, shape)
     _say(
-        f"\n{described.backbone.path}: {total / 1e9:.2f} B parameters, {trained / 1e9:.3f} B of them train; "
+        f"\n{described.backbone.path}: {_many(total)} parameters, {_many(trained, 3)} of them train; "
         f"{described.strategy} on {described.ranks} GPU(s), {'bf16-mixed' if described.mixed else '32-true'}"
     )
     _say(

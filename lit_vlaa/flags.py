@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lit_vlaa.checks import UsageError
+from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.hints import hint, unknown_option
 
 
 class Flags(argparse.ArgumentParser):
@@ -19,7 +20,10 @@ class Flags(argparse.ArgumentParser):
         Raises:
             UsageError: Always.
         """
-        raise UsageError([message.removeprefix("argument ")])
+        option = unknown_option(message)
+        if option is not None:
+            message += hint(option, (flag.lstrip("-") for flag in self._option_string_actions))
+        raise UsageError([one_line(message.removeprefix("argument "))])
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parses the words after the command."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import re
 import signal
 import sys
@@ -18,12 +19,14 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_vlaa.checks import PreemptedExit, RunStoppedError, UsageError, find_problems, last_checkpoint, one_line
+from lit_vlaa.hints import configuration_fault, hint, unknown_option
 from lit_vlaa.run_folder import claim, release
 from lit_vlaa.run_progress import Progress
 from lit_vlaa.strategies import map_strategy_name
@@ -69,16 +72,30 @@ class Parser(LightningArgumentParser):
         Raises:
             UsageError: If something cannot be read, or a YAML file stands for more values than any configuration has.
         """
-        for word in sys.argv[1:] if args is None else args:
-            file = Path(word.rpartition("=")[2])
-            if file.suffix in {".yaml", ".yml"} and too_large(file):
-                raise UsageError([f"{file}: {TOO_LARGE}"])
+        words = list(sys.argv[1:] if args is None else args)
+        for before, word in zip(["", *words], words, strict=False):
+            flag, _, value = word.rpartition("=")
+            named = (flag or before) in {"--config", "-c"} and value not in {"--config", "-c"}
+            if named and "\n" not in value and "{" not in value and (fault := configuration_fault(Path(value))):
+                raise UsageError([f"--config {value}{fault}"])
+            if Path(value).suffix in {".yaml", ".yml"} and too_large(Path(value)):
+                raise UsageError([f"{value}: {TOO_LARGE}"])
         if args is not None:
             args = [f"{word[: -len('None')]}null" if re.fullmatch(r"--[^=]+=None", word) else word for word in args]
         return super().parse_args(args, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises UsageError. The message stays as it is, since parsers of nested classes report to this one."""
+        """Raises UsageError, with what may have been meant by an unknown option.
+
+        Otherwise the message stays as it is, since parsers of nested classes report to this one.
+        """
+        option = unknown_option(message)
+        if option is not None:
+            commands = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+            parsers = [self, *(parser for choices in commands for parser in choices.values())]
+            message += hint(option, (flag.lstrip("-") for parser in parsers for flag in parser._option_string_actions))
+        elif message.startswith("unrecognized arguments: ") and message.split()[-1].endswith((".yaml", ".yml")):
+            message += "; a configuration is named by --config FILE"
         raise UsageError([message]) from ex
 
 
@@ -166,6 +183,21 @@ class VLAACLI(LightningCLI):
             if not any(isinstance(callback, writer) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(writer())
         return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Says where the run's results are."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                folder = Path(logger.log_dir)
+                rank_zero_info(f"curves: tensorboard --logdir {folder.parent} (this run is {folder.name})")
+        callbacks = [
+            callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+        ]
+        for path in dict.fromkeys(callback.last_model_path or callback.best_model_path for callback in callbacks):
+            if path:
+                rank_zero_info(
+                    f"checkpoint: {os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path}"
+                )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the Trainer.

@@ -255,7 +255,8 @@ def report(records: Sequence[Record], findings: Sequence[Finding], kinds: Sequen
             if len(found) > _SHOWN:
                 lines.append(f"    and {len(found) - _SHOWN} more")
     wrong = len({finding.row for finding in findings})
-    return [*lines, "", f"rows with something wrong: {wrong}" if wrong else "nothing found"]
+    among = " in the others" if any(record.kind not in kinds for record in records) else ""
+    return [*lines, "", f"rows with something wrong: {wrong}" if wrong else f"nothing found{among}"]
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

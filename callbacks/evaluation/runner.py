@@ -18,6 +18,7 @@ from callbacks.evaluation.metric import RowVerdicts, Verdicts, read_counters
 from callbacks.evaluation.report import Result
 from callbacks.evaluation.responses import AnswerFile, read_answers, row_digest, write_rows
 from callbacks.evaluation.scoring import ScoredRow, Scorer
+from lit_vlaa.checks import UsageError
 from lit_vlaa.generation.protocol import EngineLostError
 from lit_vlaa.lost_engine import end_if_lost
 from lit_vlaa.protocols import AnsweringModule
@@ -171,8 +172,19 @@ class Runner:
 def _numbers(
     benchmark: Benchmark, records: Sequence[EvalRecord], kept: Sequence[int], scores: Sequence[Score], known: Verdicts
 ) -> dict[str, float]:
-    """What the benchmark makes of the rows that are kept, and what is known of answers."""
-    return benchmark.aggregate([records[place] for place in kept], scores) | {
+    """What the benchmark makes of the rows that are kept, and what is known of answers.
+
+    Raises:
+        UsageError: If the benchmark leaves numbers out; the answers are kept.
+    """
+    numbers = benchmark.aggregate([records[place] for place in kept], scores)
+    if lacking := {benchmark.headline, "stderr", "undecided_rate", "n"} - numbers.keys():
+        told = f"{benchmark.title}: `aggregate` of {type(benchmark).__name__} gives no {', '.join(sorted(lacking))}"
+        remedy = (
+            f"`callbacks.benchmarks.tally.tally` gives all; `headline` ({benchmark.headline}) is the one that counts"
+        )
+        raise UsageError([f"{told}; {remedy}"])
+    return numbers | {
         "failed": float(sum(known.failed)),
         "truncated_rate": 100 * sum(known.truncated[place] for place in kept) / len(kept),
         "tokens": sum(known.tokens[place] for place in kept) / len(kept),

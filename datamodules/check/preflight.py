@@ -55,8 +55,12 @@ def run(config: Mapping[str, Any], *, rows: int, workers: int = 1) -> tuple[list
         lines += [f"--data.{name} {path}: {_extent(report)}", *(f"  {line}" for line in _told(report))]
         stops |= report.stops
         size = report.summary.rows if report.sampled is None else report.sampled[1]
-        left = size - (data.get("val_count") or 0)
-        if name == "data_file" and left < data["batch_size"]:
+        held_out = data.get("val_count") or 0
+        left = size - held_out
+        if name == "data_file" and left <= 0 < held_out:
+            lines.append(f"  error: --data.val_count {held_out} leaves none of {size} row(s) for training -> lower it")
+            stops = True
+        elif name == "data_file" and left < data["batch_size"]:
             lines.append(
                 f"  error: {left} row(s) for training make no batch -> --data.batch_size {max(1, left)} or less"
             )

@@ -41,6 +41,11 @@ class Generator(Protocol):
 
     Up to rounding, a completion depends on the weights, the key, the prompt and the sample number alone: not on the
     other prompts, their order, the rank or the number of ranks.
+
+    `generate` may also take `on_group: OnGroup | None = None`. It is then to be called in this thread, once for each
+    prompt and as soon as all its completions have ended, so that they are scored while others are written. Without
+    this argument everything is scored at the end. `--model.generator` takes a class whose `generate` has these
+    arguments with these annotations.
     """
 
     def generate(
@@ -51,7 +56,6 @@ class Generator(Protocol):
         group_size: int,
         params: SamplingParams,
         key: RolloutKey,
-        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         """Samples `group_size` completions for each prompt.
 
@@ -61,9 +65,6 @@ class Generator(Protocol):
             group_size: Completions a prompt.
             params: How to sample.
             key: Fixes the randomness.
-            on_group: Called in this thread, once for each prompt and as soon as all its completions have ended, so that
-                they are scored while others are written. An engine may do without this argument: then everything is
-                scored at the end.
 
         Returns:
             For each prompt its completions, in sample order.

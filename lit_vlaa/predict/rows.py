@@ -180,6 +180,9 @@ def image_of(file: Path, max_pixels: int) -> Image:
         ValueError: If it cannot be read.
     """
     found = file.resolve()
+    if not found.is_file():
+        fault = "is a folder; name a picture" if found.is_dir() else f"does not exist; seen from {Path.cwd()}"
+        raise ValueError(f"--image {file} {fault}")
     try:
         return open_rgb(found.parent, found.name, max_pixels=max_pixels)
     except ImageError as error:

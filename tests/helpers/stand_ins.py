@@ -38,12 +38,11 @@ NAMES: Mapping[str, str] = {
     "CHECKPOINT": _TRAINED,
     "runs/quickstart/grpo/version_0/checkpoints/last.ckpt": "runs/tutorial/grpo/version_0/checkpoints/last.ckpt",
     "runs/paper/sft-10k/version_0/checkpoints/last.ckpt": "runs/sft-3b/version_0/checkpoints/last.ckpt",
-    "runs/trained/benchmarks": "runs/eval-grpo-3b/benchmarks",
-    "runs/base/benchmarks": "runs/eval-base-3b/benchmarks",
 }
 """Words of commands that stand for something of the reader's, and what is put in their place."""
 
 ON_PAGES: Mapping[str, Mapping[str, str]] = {
+    "docs/evaluation": {"runs/grpo-3b/benchmarks": "runs/eval-grpo-3b/benchmarks"},
     "docs/data/select": {"2000": "80", "1000": "40", "-1K.json": "-40.json"},
     "docs/paper": {"25000": "20", "10000": "10", "5000": "5", "55000": "2", "ROWS.json": _SFT},
     "docs/traces": {"CHECKPOINT": "runs/tutorial/grpo/version_0/checkpoints/last.ckpt"},

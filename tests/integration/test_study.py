@@ -240,7 +240,7 @@ def test_options_that_are_none_are_named(study: Path, capsys: pytest.CaptureFixt
     path = study.with_name("unknown.yaml")
     path.write_text(yaml.safe_dump(content))
     assert lit("study", "plan", f"--config={path}") == 2
-    assert f"{path}: rl: unrecognized arguments: --optim.rate=1" in capsys.readouterr().err
+    assert f"{path}: rl: --model.optim.rate: there is no such option; " in capsys.readouterr().err
     assert lit("study", "run", f"--config={study}", "--job=start", "--arms", "rl") == 2
     assert "--job is one job" in capsys.readouterr().err
 

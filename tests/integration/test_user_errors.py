@@ -156,7 +156,7 @@ def test_a_test_without_rows(dataset: Path, tmp_path: Path, capsys: pytest.Captu
     words = command("test", "grpo", dataset, tmp_path, trainer__logger=False, data__test_file="null")
     assert lit(*words) == 2
     (line,) = problems(capsys.readouterr().err)
-    assert "test_file" in line
+    assert "no test rows: give --data.test_file" in line
 
 
 def test_a_checkpoint_of_other_data(

@@ -101,6 +101,10 @@ def test_what_is_no_checkpoint_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("weights")
     assert problem(tmp_path / "none.ckpt") == "does not exist"
     assert problem(tmp_path / "folder.ckpt") == "is a folder but no checkpoint"
+    inside = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    assert problem(tmp_path / "run") == f"is a folder but no checkpoint; did you mean {inside}?"
     assert "is not a checkpoint" in problem(tmp_path / "text.ckpt")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -116,6 +117,18 @@ def test_other_commands_read_the_checkpoint(
         assert "val_loss" in capsys.readouterr().out
 
 
+def test_the_end_of_a_run_says_where_its_results_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--trainer.default_root_dir", "own", "--trainer.max_steps", "1"]
+    with caplog.at_level(logging.INFO):
+        assert main(["fit", *TOY, *QUIET, *flags]) == 0
+    (saved,) = Path("own/version_0/checkpoints").iterdir()
+    assert "curves: tensorboard --logdir own (this run is version_0)" in caplog.messages
+    assert f"checkpoint: {saved}" in caplog.messages
+
+
 def test_logger_flag_replaces_the_default(tmp_path: Path) -> None:
     flags = ["--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false", "--trainer.max_steps", "1"]
     assert main(["fit", *TOY, *QUIET, *flags, "--trainer.enable_checkpointing", "false"]) == 0
@@ -160,7 +173,7 @@ def test_two_ranks_that_the_command_starts_itself(strategy: list[str], tmp_path:
         (["--model.optim.schedule", "wavy"], "--model.optim.schedule: expected one of cosine, linear, constant"),
         (["--model.optim.lr", "-1"], "--model.optim.lr must be positive, got -1.0"),
         (["--trainer.max_epochs", "many"], "--trainer.max_epochs: expected int, got many"),
-        (["--config", "none.yaml"], "--config: File does not exist"),
+        (["--config", "none.yaml"], "--config none.yaml does not exist; seen from "),
         (["--bogus", "1"], "unrecognized arguments: --bogus 1"),
     ],
 )
@@ -183,10 +196,14 @@ def test_checkpoints_of_the_wrong_form(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "sharded" / "meta.pt").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.ckpt").write_text("weights")
+    saved = tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
     for name, expected in {
         "hub": "--model.init_from",
         "sharded": "is not a checkpoint written by this program",
         "empty": "is a folder but no checkpoint; give a .ckpt file",
+        "run": f"is a folder but no checkpoint; did you mean {saved}?",
         "text.ckpt": "is not a checkpoint written by this program",
     }.items():
         assert expected in refused(capsys, ["fit", *TOY, "--ckpt_path", str(tmp_path / name)])
@@ -235,10 +252,26 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
         (["xyz"], "use one of: fit, validate, test, predict, data synthetic, "),
         (["data"], "there is no command `lit-vlaa data`; use one of: data synthetic"),
         (["data", "synthetik"], "did you mean `lit-vlaa data synthetic`?"),
+        (["train", "--config", "x.yaml"], "did you mean `lit-vlaa fit`?"),
+        (["evaluate"], "did you mean `lit-vlaa test`?"),
+        (["predict"], "lit-vlaa predict MODEL --question TEXT"),
     ],
 )
 def test_unknown_commands(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in refused(capsys, words)
+
+
+def test_help_of_a_group_of_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rewards", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split("  ")[1] for line in printed.splitlines()[:2]] == ["rewards check", "rewards serve"]
+    assert "synthetic" not in printed
+
+
+def test_help_of_predict_names_its_other_form(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli._dispatch(["predict", "--help"])
+    assert capsys.readouterr().out.startswith("lit-vlaa predict MODEL --question TEXT [--image FILE]")
 
 
 @pytest.fixture
@@ -279,10 +312,11 @@ def test_tool_flags_follow_the_signature(calls: list[dict[str, Any]]) -> None:
 
 def test_tool_errors_are_one_line(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     start = ["box", "pack", "--output-dir", "x"]
-    assert refused(capsys, ["box", "pack"]).endswith("required: output_dir")
+    assert refused(capsys, ["box", "pack"]) == "needed: --output-dir"
     assert refused(capsys, [*start, "--item-count", "few"]) == "--item_count: expected int, got few"
     assert refused(capsys, [*start, "--item-count", "-1"]) == "--item-count must not be negative, got -1"
     assert "unrecognized arguments: --nope" in refused(capsys, [*start, "--nope", "1"])
+    assert refused(capsys, [*start, "--item-cuont", "1"]).endswith("; did you mean --item_count?")
     assert "No module named 'no_such_module'" in refused(capsys, ["lost"])
 
 

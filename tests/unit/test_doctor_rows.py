@@ -48,6 +48,7 @@ def test_rows_are_looked_at(data: SyntheticPaths, capsys: pytest.CaptureFixture[
     assert re.search(r"--data\.data_file \S+: 20 of 40 rows looked at\n", printed)
     assert re.search(r"--data\.val_file \S+: 9 rows looked at\n", printed)
     assert "without completions of up to 48: median" in printed
+    assert re.search(r"tiny: 0\.\d\d M parameters, 0\.\d{3} M of them train; ", printed)
     assert re.search(r"truths scored against themselves, unparsable of all: .*digit 0 of \d", printed)
     assert re.search(r"checkpoints below runs/quickstart/grpo: [\d.]+ GiB each, 3 at one time", printed)
 
@@ -74,6 +75,8 @@ def test_too_few_rows_for_a_batch(data: SyntheticPaths, capsys: pytest.CaptureFi
     assert doctor("sft", data, "--data.batch_size=41", "--rows=1") == 1
     assert "error: 40 row(s) for training make no batch -> --data.batch_size 40 or less" in capsys.readouterr().out
     assert doctor("sft", data, "--data.batch_size=40", "--rows=1") == 0
+    assert doctor("sft", data, "--data.val_count=40", "--data.val_file=null", "--rows=1") == 1
+    assert "error: --data.val_count 40 leaves none of 40 row(s) for training -> lower it" in capsys.readouterr().out
 
 
 def test_files_that_are_not_there_yet_are_named(data: SyntheticPaths, capsys: pytest.CaptureFixture[str]) -> None:

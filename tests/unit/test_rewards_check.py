@@ -126,7 +126,10 @@ def test_kinds_of_the_user(tmp_path: Path, reward: MixedReward) -> None:
     file = write(tmp_path, ("chart", "x"), ("chart", "y"))
     records, _ = read(file, kinds=None, sources=None, max_rows=None)
     assert check(records, reward) == []
-    assert any("chart, 2 row(s)" in line for line in report(records, [], reward.kinds))
+    lines = report(records, [], reward.kinds)
+    assert any("chart, 2 row(s)" in line for line in lines)
+    assert lines[-1] == "nothing found in the others"
+    assert report(records, [], (*reward.kinds, "chart"))[-1] == "nothing found"
     own = MixedReward(verifiers={"chart": lambda answer, _: 0.3 if answer == "x" else 0.0})
     (finding,) = check(records, own)
     assert (finding.problem, finding.row) == ("truth_earns_less", 2)

@@ -184,7 +184,7 @@ NEEDED = ["--data-file", "x.json", "--image-root", ".", "--output-dir", "out"]
         ("--models tiny --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("--random --name ../x", "--name '../x' is no file name"),
         ("--models tiny --shard 3/2", "--shard: expected I/N with I from 1 to N, as in 2/4; got 3/2"),
-        ("--random --sed 3", "unrecognized arguments: --sed"),
+        ("--random --sed 3", "unrecognized arguments: --sed; did you mean --seed?"),
     ],
 )
 def test_flags_that_cannot_work(flags: str, message: str) -> None:

@@ -29,7 +29,7 @@ from helpers.benchmark_files import picture, write_benchmark
 from helpers.evaluated import CountingJudge, OtherBenchmark, ToyBenchmark, answered, verdicts
 from helpers.modules import EvaluatedData, InMemoryData, fit, make_module, quiet_trainer
 from helpers.resumable import PlacedData
-from lit_vlaa.checks import PreemptedExit
+from lit_vlaa.checks import PreemptedExit, UsageError
 from lit_vlaa.generation import CachedGenerator
 from lit_vlaa.policy import PolicyModule
 
@@ -425,6 +425,18 @@ def test_rows_that_a_benchmark_loads_itself_are_checked(benchmark: ToyBenchmark,
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path, custom=[benchmark])
     assert not list(tmp_path.iterdir())
+
+
+class TaciturnBenchmark(ToyBenchmark):
+    """Gives its score alone, by a name of its own."""
+
+    def aggregate(self, records: Sequence[EvalRecord], scores: Sequence[Score]) -> dict[str, float]:
+        return {"right": super().aggregate(records, scores)["score"]}
+
+
+def test_numbers_that_a_benchmark_leaves_out_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"`aggregate` of TaciturnBenchmark gives no n, pairs, stderr, undecided_rate"):
+        evaluate(tmp_path, custom=[TaciturnBenchmark()])
 
 
 def test_answers_to_an_image_that_changed_are_asked_for_again(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""What was probably meant by a flag, a key or a file that is not there. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from lit_vlaa.yaml_files import TOO_LARGE, too_large
+
+NEAREST, BESIDE = " -- nearest: ", " -- beside it: "
+"""What follows a message on an option: the name that was probably meant, or the names that there are.
+
+`lit_vlaa.checks.one_line` puts the flags before them that lead to where the message came from.
+"""
+
+_UNKNOWN = (
+    re.compile(r"unrecognized arguments: --(?P<option>[\w.-]+)"),
+    re.compile(r"Option '(?P<option>[\w.]+)' is not accepted"),
+    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'"),
+    re.compile(r"Subcommand '\w+' does not accept option '(?P<option>[\w.]+)'"),
+)
+_SHOWN = 12
+
+
+def unknown_option(message: str) -> str | None:
+    """The option that a parser's message says is unknown, by its name within that parser; None of other messages."""
+    found = next((found for pattern in _UNKNOWN if (found := pattern.match(message))), None)
+    if found is None or "\n" in message:
+        return None
+    return ".".join(part for part in (found.groupdict().get("group"), found["option"]) if part)
+
+
+def hint(option: str, known: Iterable[str]) -> str:
+    """What to add to a message on an unknown option.
+
+    Args:
+        option: Its name, without hyphens before it.
+        known: Names that there are.
+
+    Returns:
+        `NEAREST` with a name that is spelt alike or ends alike, else `BESIDE` with those of the same group, else "".
+    """
+    names = sorted({name for name in known if not name.endswith((".help", "+"))} - {option})
+    below = [name for name in names if name.endswith(f".{option}")]
+    near = sorted(below, key=len) or difflib.get_close_matches(option, names, n=1, cutoff=0.8)
+    if near:
+        return f"{NEAREST}{near[0]}"
+    group = option.rpartition(".")[0]
+    siblings = [name.rpartition(".")[2] for name in names if group and name.rpartition(".")[0] == group]
+    return f"{BESIDE}{', '.join(siblings[:_SHOWN])}{', ...' if len(siblings) > _SHOWN else ''}" if siblings else ""
+
+
+def configuration_fault(path: Path) -> str:
+    """Says what keeps a file from being a configuration.
+
+    Returns:
+        The end of a sentence on the path, empty when it can be parsed.
+    """
+    if path.is_dir():
+        return " is a folder; name a file in it"
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, _names(path.parent), n=1, cutoff=0.6)
+        return f" does not exist; seen from {Path.cwd()}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+    return _yaml_fault(path)
+
+
+def _yaml_fault(path: Path) -> str:
+    if too_large(path):
+        return f": {TOO_LARGE}"
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        return f"{where}: this is no YAML: {error.problem}"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return f" cannot be read: {' '.join(str(error).split())}"
+    if root is None or isinstance(root, yaml.MappingNode):
+        return ""
+    return ": a configuration is made of lines such as `trainer:`; rows are named by --data.data_file"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir() if path.is_file()]
+    except OSError:
+        return []

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import documented
+from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.hints import BESIDE, NEAREST, configuration_fault, hint, unknown_option
+from lit_vlaa.lightning_cli import Parsed
+
+ROOT = Path(__file__).resolve().parents[2]
+KNOWN = ("optim.lr", "optim.min_lr", "backbone.lora.rank", "backbone.path", "seed", "seed.help", "optim.betas+")
+GRPO = ["fit", f"--config={ROOT / 'configs/quickstart/grpo.yaml'}"]
+
+
+@pytest.fixture(autouse=True)
+def _one_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning warns of arguments beside those of the process."""
+    monkeypatch.setattr(sys, "argv", ["lit-vlaa"])
+
+
+@pytest.mark.parametrize(
+    ("message", "option"),
+    [
+        ("unrecognized arguments: --trainer.max_stepz 3", "trainer.max_stepz"),
+        ("unrecognized arguments: --data-fil=x", "data-fil"),
+        ("Option 'batchsize' is not accepted", "batchsize"),
+        ("Group 'backbone' does not accept option 'paht'", "backbone.paht"),
+        ("Subcommand 'fit' does not accept option 'trainr.max_steps'", "trainr.max_steps"),
+        ("unrecognized arguments: configs/sft.yaml", None),
+        ("Option 'a' is not accepted\nand more", None),
+        ("expected one argument", None),
+    ],
+)
+def test_unknown_options_are_recognised(message: str, option: str | None) -> None:
+    assert unknown_option(message) == option
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("backbone.paht", f"{NEAREST}backbone.path"),
+        ("lora.rank", f"{NEAREST}backbone.lora.rank"),
+        ("optim.learning_rate", f"{BESIDE}lr, min_lr"),  # spelt like none of them
+        ("bogus", ""),
+    ],
+)
+def test_what_was_meant(option: str, expected: str) -> None:
+    assert hint(option, KNOWN) == expected
+
+
+def test_long_groups_are_cut() -> None:
+    letters = "abcdefghijklmn"
+    assert hint("group.something", [f"group.{letter}" for letter in letters]) == (
+        f"{BESIDE}a, b, c, d, e, f, g, h, i, j, k, l, ..."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trainer:\n  max_steps: 2\n   max_epochs: 3\n", ":3:14: this is no YAML: mapping values are not allowed here"),
+        ("- a\n- b\n", ": a configuration is made of lines such as `trainer:`"),
+        ("image,question\na.png,How many?\n", ": a configuration is made of lines such as `trainer:`"),
+        ("", ""),
+        ("trainer: {max_steps: 2}\n", ""),
+    ],
+    ids=["indent", "list", "table", "empty", "good"],
+)
+def test_files_that_are_no_configuration(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    fault = configuration_fault(path)
+    assert fault.startswith(expected)
+    assert bool(fault) == bool(expected)
+
+
+def test_configurations_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sft.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert configuration_fault(Path("sft.yml")) == f" does not exist; seen from {tmp_path}; did you mean sft.yaml?"
+    assert configuration_fault(Path("none/sft.yaml")) == f" does not exist; seen from {tmp_path}"
+    assert configuration_fault(tmp_path) == " is a folder; name a file in it"
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert configuration_fault(Path("bytes.yaml")).startswith(" cannot be read: ")
+
+
+def test_the_flags_before_a_nested_option_are_named() -> None:
+    text = f"Parser key \"model\":\n  Errors:\n    - Option 'lrr' is not accepted{NEAREST}lr\n    - Expected a thing"
+    assert one_line(text) == "--model.lrr: there is no such option; did you mean --model.lr?; Expected a thing"
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        Parsed("fit", list(words))
+    (line,) = caught.value.problems
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--trainer.max_stepz", "3"], "--trainer.max_stepz 3; did you mean --trainer.max_steps?"),
+        (["--data.batchsize", "3"], "--data.batchsize: there is no such option; did you mean --data.batch_size?"),
+        (
+            ["--model.lora.rank", "4"],
+            "--model.lora.rank: there is no such option; did you mean --model.backbone.lora.r",
+        ),
+        (["--model.optim.learning_rate", "1"], "--model.optim.learning_rate: there is no such option; beside it there"),
+        (["configs/sft.yaml"], "configs/sft.yaml; a configuration is named by --config FILE"),
+        (["--config=none.yaml"], "--config none.yaml does not exist; seen from "),
+    ],
+)
+def test_the_command_line_says_what_was_meant(words: list[str], expected: str) -> None:
+    assert expected in refused(*GRPO, *words)
+
+
+def test_a_key_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {init_args: {backbone: {paht: tiny}}}\n")
+    assert refused(*GRPO, f"--config={path}") == (
+        "--model.backbone.paht: there is no such option; did you mean --model.backbone.path?"
+    )
+
+
+def test_the_engine_on_its_page_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `on_group`; one without annotations is refused in words that say so."""
+    page = (ROOT / "docs/howto/own_engine.md").read_text(encoding="utf-8")
+    code = documented.files(page)["timed.py"]
+    (tmp_path / "timed.py").write_text(code)
+    (tmp_path / "bare.py").write_text(re.sub(r"(prompts|backbone|group_size|params|key): .*,", r"\1,", code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = Parsed("fit", [*GRPO, "--model.generator=timed.Timed", "--model.generator.path=a.txt"]).config
+    assert config["fit"].model.init_args.generator.init_args.path == "a.txt"
+    assert refused(*GRPO, "--model.generator=bare.Timed") == (
+        "--model.generator: a method lacks an argument or an annotation of `Generator` (docs/howto/own_engine.md)"
+    )
+    for name in ("timed", "bare"):
+        sys.modules.pop(name, None)
