@@ -21,6 +21,18 @@ class NoRows(LightningDataModule):
         super().__init__()
         self.prompt = PromptConfig(system_prompt=system_prompt)
 
+    def setup(self, stage: str) -> None:
+        """Refuses training.
+
+        Args:
+            stage: What the Trainer begins.
+
+        Raises:
+            ValueError: If it is `fit`.
+        """
+        if stage == "fit":
+            raise ValueError("--data datamodules.NoRows is for evaluations alone: fit needs rows, see --data.data_file")
+
     def val_dataloader(self) -> DataLoader[PromptBatch]:
         """Returns one empty batch."""
         return DataLoader([PromptBatch(())], batch_size=None)  # type: ignore[arg-type]  # a list serves as a data set

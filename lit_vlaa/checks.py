@@ -121,7 +121,8 @@ def one_line(message: str) -> str:
             if name := _type_name(typed[1]):
                 expected.append(name)
         elif line and not line.startswith(("Expected a path but", *_NOISE)):
-            other.append(_PROTOCOL.sub(_AS_PROTOCOL, line.removesuffix(":")))
+            text = _PROTOCOL.sub(_AS_PROTOCOL, line.removesuffix(":"))
+            other.append(text + _OWN_ENGINE if "`Generator`" in text else text)
     if not keys and other and advice:
         other[-1] += advice
     if not advice and any("--" in line for line in other):
@@ -142,7 +143,8 @@ def _advice(line: str, keys: Sequence[str], known: str) -> tuple[str, str]:
 
 
 _PROTOCOL = re.compile(r"Import path does not implement protocol (\w+)")
-_AS_PROTOCOL = r"a method lacks an argument or an annotation of `\1` (docs/howto/own_engine.md)"
+_AS_PROTOCOL = r"a method of `\1` is missing, or lacks an argument or an annotation"
+_OWN_ENGINE = " (docs/howto/own_engine.md)"
 _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value")
 
 

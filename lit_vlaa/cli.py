@@ -279,6 +279,8 @@ def _underscored(word: str) -> str:
 
 def _unknown(words: Sequence[str]) -> str:
     """What to type instead of an unknown command."""
+    if words[0].startswith("-"):
+        return f"the command comes before {words[0]}, as in `lit-vlaa fit --config FILE`"
     within = [name for name in TOOLS if name.startswith(f"{words[0]} ")]
     commands = within or [*RUNS, *TOOLS]
     close = difflib.get_close_matches(" ".join(words[:2]) if within else words[0], commands, n=1)

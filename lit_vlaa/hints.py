@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,12 +61,17 @@ def configuration_fault(path: Path) -> str:
     Returns:
         The end of a sentence on the path, empty when it can be parsed.
     """
-    if path.is_dir():
-        return " is a folder; name a file in it"
-    if not path.exists():
+    try:
+        path = path.expanduser()
+        mode = path.stat().st_mode
+    except FileNotFoundError:
         near = difflib.get_close_matches(path.name, _names(path.parent), n=1, cutoff=0.6)
         return f" does not exist; seen from {Path.cwd()}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-    return _yaml_fault(path)
+    except (OSError, RuntimeError) as error:  # the latter where there is no such user
+        return f" cannot be read: {' '.join(str(error).split())}"
+    if stat.S_ISDIR(mode):
+        return " is a folder; name a file in it"
+    return _yaml_fault(path) if stat.S_ISREG(mode) else ""  # a pipe can be read once
 
 
 def _yaml_fault(path: Path) -> str:

@@ -183,8 +183,14 @@ class Agent(LocalElasticAgent):
         return result
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
-        # From 2.12 on PyTorch also says how many seconds to wait.
-        self._end(death_sig, _SAVING_GRACE)
+        # From 2.12 on PyTorch also says how many seconds to wait. A scheduler may tell this one several times, and to
+        # leave now would cost the checkpoint: the processes end with their agent. Ctrl-C still leaves.
+        earlier = {number: signal.signal(number, _heed_no_more) for number in _ENDS if number != signal.SIGINT}
+        try:
+            self._end(death_sig, _SAVING_GRACE)
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
     def _end(self, number: signal.Signals, grace: int) -> None:
         self._told = True
@@ -265,24 +271,28 @@ def signals_heeded(tell: Callable[[int], bool]) -> Iterator[None]:
         writing.close()
 
 
+def _heed_no_more(number: int, frame: FrameType | None) -> None:
+    """Does nothing."""
+
+
 def _raise(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     raise SignalException(f"told to go by signal {number}", sigval=_ENDS[signal.Signals(number)])
 
 
 def _watch(reading: socket.socket, left: threading.Event, tell: Callable[[int], bool]) -> None:
-    with reading:
+    with reading:  # to the end, as Python complains of signals that nobody reads
         while (told := reading.recv(1)) and told[0] not in _ENDS:
             pass
-    if not told or left.wait(_HEED):
-        return
-    number = _ENDS[signal.Signals(told[0])]
-    tell(number)
-    end = time.monotonic() + _SAVING_GRACE
-    while tell(0) and time.monotonic() < end:
-        if left.wait(0.2):
+        if not told or left.wait(_HEED):
             return
-    if not left.wait(_LEAVING):
-        os._exit(128 + number)
+        number = _ENDS[signal.Signals(told[0])]
+        tell(number)
+        end = time.monotonic() + _SAVING_GRACE
+        while tell(0) and time.monotonic() < end:
+            if left.wait(0.2):
+                return
+        if not left.wait(_LEAVING):
+            os._exit(128 + number)
 
 
 def plain_line(told: object) -> str:

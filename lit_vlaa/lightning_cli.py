@@ -76,7 +76,7 @@ class Parser(LightningArgumentParser):
         for before, word in zip(["", *words], words, strict=False):
             flag, _, value = word.rpartition("=")
             named = (flag or before) in {"--config", "-c"} and value not in {"--config", "-c"}
-            if named and "\n" not in value and "{" not in value and (fault := configuration_fault(Path(value))):
+            if named and not re.search(r"[\n{]|: ", value) and (fault := configuration_fault(Path(value))):
                 raise UsageError([f"--config {value}{fault}"])
             if Path(value).suffix in {".yaml", ".yml"} and too_large(Path(value)):
                 raise UsageError([f"{value}: {TOO_LARGE}"])

@@ -90,8 +90,10 @@ class Processes:
                 signals.pass_on(child.signal)
                 try:
                     _stream(reading, log, child.ended)
-                except BaseException:  # such as a full disk; what nobody listens to any more shall save and end
+                except BaseException:  # such as a full disk
                     child.signal(signal.SIGTERM)
+                    _discard(reading, child.ended)  # or its next word would end it, before it has saved
+                    child.wait()
                     raise
                 code = child.wait()
         finally:
@@ -213,6 +215,14 @@ class _Signals:
             self._send(signal.SIGKILL if again else signal.SIGTERM)
         elif again:  # the server that forks may take long to start, and forks nothing for a runner that is gone
             raise Interrupted(self.told[0])
+
+
+def _discard(reading: int, ended: Callable[[], bool]) -> None:
+    """Reads what a process prints until it has ended."""
+    while not ended():
+        ready, _, _ = select.select([reading], [], [], _POLL)
+        if ready and not os.read(reading, _CHUNK):
+            return
 
 
 def _stream(reading: int, log: Path, ended: Callable[[], bool]) -> None:

@@ -25,7 +25,7 @@ from helpers.hatchery import Hatched, hatchery
 from helpers.patience import Patience
 
 ROOT = Path(__file__).resolve().parents[2]
-_holders: list[socket.socket] = []
+_holders: dict[int, socket.socket] = {}
 
 
 def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments: Any) -> list[Any]:
@@ -68,6 +68,7 @@ def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
+            _holders.pop(port).close()
         if problem:
             tails = "\n".join(f"--- rank {r}\n{log.read_text(errors='replace')[-3000:]}" for r, log in enumerate(logs))
             raise AssertionError(f"{target}: {problem}\n{tails}")
@@ -96,8 +97,9 @@ def _free_port() -> int:
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # servers set it too, and then both may be there
     holder.bind(("127.0.0.1", 0))
-    _holders.append(holder)
-    return int(holder.getsockname()[1])
+    port = int(holder.getsockname()[1])
+    _holders[port] = holder
+    return port
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+_CEILING = 4
+"""How many times as long a wait may become."""
+
 
 class Patience:
-    """Seconds to wait for processes, but for those in which one was ready to go on and others had the processors.
+    """Seconds to wait for processes, but for those that the one that lacked a processor longest was ready to go on.
 
     Processes that hang wait for each other and not for a processor. Where the kernel does not count (`schedstat` of
     Linux), all seconds are.
@@ -20,6 +23,7 @@ class Patience:
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
+        self._most = _CEILING * seconds
         self._starved: dict[int, float] = {}
 
     def lost(self, pids: Iterable[int]) -> bool:
@@ -31,4 +35,5 @@ class Patience:
         for pid in pids:
             with suppress(OSError, IndexError):  # it has ended
                 self._starved[pid] = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-        return time.monotonic() > self._end + sum(self._starved.values())
+        # Not the sum: two that spin at half a processor each would be waited for for ever.
+        return time.monotonic() > self._end + min(max(self._starved.values(), default=0.0), self._most)

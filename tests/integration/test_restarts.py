@@ -39,6 +39,8 @@ case $(sed -n "$(wc -l < starts)p" script) in
     until [ -e ready ]; do sleep 0.05; done; kill -KILL $$;;
   signal-*) trap 'exit 143' TERM; trap 'exit 130' INT; kill "-$(sed -n 's/signal-//p' script)" $PPID
     for _ in $(seq 20); do sleep 0.05; done;;
+  save) trap 'touch saving; for _ in $(seq 30); do sleep 0.05; done; touch saved; exit 143' TERM
+    echo $$ > alive-$GROUP_RANK; while :; do sleep 0.05; done;;
   sleep) trap 'exit 143' TERM; echo $$ > alive-$GROUP_RANK; while :; do sleep 0.05; done;;
   *) exit $(sed -n "$(wc -l < starts)p" script);;
 esac
@@ -218,7 +220,7 @@ sys.exit(hosts.main())
 def start(folder: Path, **changed: int | str) -> subprocess.Popen[str]:
     """An agent in a process of its own."""
     return subprocess.Popen(
-        [PYTHON, "-c", AGENT, folder / "python", *flags(nodes=2, **changed), "--", "fit"],
+        [PYTHON, "-c", AGENT, folder / "python", *flags(**{"nodes": 2} | changed), "--", "fit"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -248,6 +250,20 @@ def test_a_host_that_is_told_to_go_ends_the_run(folder: Path) -> None:
     for path in folder.glob("alive-*"):
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.read_text()), 0)
+
+
+def test_a_host_that_is_told_again_and_again_lets_its_processes_save(folder: Path) -> None:
+    (folder / "script").write_text("save\n")
+    host = start(folder, nodes=1)
+    wait(lambda: any(path.read_text() for path in folder.glob("alive-*")))
+    host.send_signal(signal.SIGTERM)
+    wait((folder / "saving").exists)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        host.send_signal(number)
+        time.sleep(0.1)  # or they would be one
+    assert host.wait(timeout=120) == 143
+    assert (folder / "saved").exists()
+    assert "Traceback" not in host.communicate(timeout=120)[1]
 
 
 def test_a_signal_is_heeded_while_a_silent_host_keeps_torch_waiting(folder: Path) -> None:

@@ -248,6 +248,7 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["--config", "a.yaml", "fit"], "the command comes before --config, as in `lit-vlaa fit --config FILE`"),
         (["fitt"], "there is no command `lit-vlaa fitt`; did you mean `lit-vlaa fit`?"),
         (["xyz"], "use one of: fit, validate, test, predict, data synthetic, "),
         (["data"], "there is no command `lit-vlaa data`; use one of: data synthetic"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_configurations_that_are_not_there(tmp_path: Path, monkeypatch: pytest.M
     assert configuration_fault(Path("bytes.yaml")).startswith(" cannot be read: ")
 
 
+def test_configurations_that_only_the_parser_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("seed_everything: 7\n")
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait, and leave nothing for the parser
+    assert configuration_fault(Path("~/own.yaml")) == configuration_fault(tmp_path / "pipe") == ""
+    assert configuration_fault(tmp_path / ("n" * 300)).startswith(" cannot be read: ")
+    for config in ("~/own.yaml", "seed_everything: 7"):
+        assert Parsed("fit", [*GRPO, f"--config={config}"]).config["fit"]["seed_everything"] == 7
+
+
 def test_the_flags_before_a_nested_option_are_named() -> None:
     text = f"Parser key \"model\":\n  Errors:\n    - Option 'lrr' is not accepted{NEAREST}lr\n    - Expected a thing"
     assert one_line(text) == "--model.lrr: there is no such option; did you mean --model.lr?; Expected a thing"
@@ -136,7 +147,8 @@ def test_the_engine_on_its_page_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     config = Parsed("fit", [*GRPO, "--model.generator=timed.Timed", "--model.generator.path=a.txt"]).config
     assert config["fit"].model.init_args.generator.init_args.path == "a.txt"
     assert refused(*GRPO, "--model.generator=bare.Timed") == (
-        "--model.generator: a method lacks an argument or an annotation of `Generator` (docs/howto/own_engine.md)"
+        "--model.generator: a method of `Generator` is missing, or lacks an argument or an annotation "
+        "(docs/howto/own_engine.md)"
     )
     for name in ("timed", "bare"):
         sys.modules.pop(name, None)

@@ -14,7 +14,7 @@ from helpers.patience import Patience
 def test_seconds_without_a_processor_do_not_count(
     starved: str, lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes have waited 2 x 1.5 s, or 2 x 0.4 s, for a processor, when 2 of 1 seconds are over."""
+    """Two processes have each waited 1.5 s, or 0.4 s, for a processor, when 2 of 1 seconds are over."""
     monkeypatch.setattr("helpers.patience.Path", lambda _: tmp_path / "schedstat")
     (tmp_path / "schedstat").write_text(starved)
     clock = 100.0
@@ -25,6 +25,20 @@ def test_seconds_without_a_processor_do_not_count(
     assert patience.lost([7, 8]) == lost
     clock = 105.0
     assert patience.lost([])
+
+
+def test_there_is_an_end_for_those_that_only_wait_for_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helpers.patience.Path", lambda _: tmp_path / "schedstat")
+    (tmp_path / "schedstat").write_text("0 100000000000 7")
+    clock = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    patience = Patience(1)
+    clock = 104.5
+    assert not patience.lost([7])
+    clock = 105.5
+    assert patience.lost([7])
 
 
 def test_processes_that_have_ended_are_passed_over() -> None:

@@ -243,8 +243,10 @@ class VLLMGenerator:
         with self._folder.locked() as waited:
             for server in self._servers:
                 label = server.wait(self._start_timeout_s, began=began)
-                if waited and label == LOADING:
-                    raise EngineLostError(f"{server.where}: it did not take new weights from another rank")
+                if waited:
+                    if label == LOADING:
+                        raise EngineLostError(f"{server.where}: it did not take new weights from another rank")
+                    began = time.monotonic()  # what the other rank took is no time that the servers did not answer
                 if label != version:
                     started = time.perf_counter()
                     server.push(version, partial(self._folder.put, version, backbone.model, dtype))

@@ -42,3 +42,8 @@ def test_one_empty_batch() -> None:
 def test_system_prompt() -> None:
     assert NoRows().prompt.system_prompt == DEFAULT_SYSTEM_PROMPT
     assert NoRows(system_prompt="").prompt.system_prompt == ""
+
+
+def test_training_is_refused() -> None:
+    with pytest.raises(ValueError, match="NoRows is for evaluations alone"):
+        quiet_trainer().fit(make_module("grpo"), NoRows())

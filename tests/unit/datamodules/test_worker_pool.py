@@ -20,6 +20,12 @@ from datamodules.worker_pool import worker_pool
 def press():
     os.kill(os.getpid(), signal.SIGINT)
 
+def press_twice():
+    time.sleep(0.1)
+    press()
+    time.sleep(0.5)
+    press()
+
 enter, main, left = threading.Condition.__enter__, threading.get_ident(), 0
 
 def entering(lock):
@@ -47,8 +53,7 @@ def jobs(lock):
 def hanging(body):
     with worker_pool(1) as pool:
         job = pool.submit(time.sleep, 3600)
-        threading.Timer(0.1, press).start()
-        threading.Timer(0.6, press).start()
+        threading.Thread(target=press_twice).start()
         body(pool, job)
 
 def killed():

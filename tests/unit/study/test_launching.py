@@ -152,7 +152,8 @@ def wait_for_end(pid: int) -> None:
 def test_a_job_that_nobody_can_listen_to_is_told_to_end(
     program: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program(f'trap "exit 143" TERM; echo $$ > {tmp_path}/job; echo here; while :; do sleep 0.02; done')
+    saving = f"echo saving; echo more; touch {tmp_path}/saved; exit 143"
+    program(f'trap "{saving}" TERM; echo $$ > {tmp_path}/job; echo here; while :; do sleep 0.02; done')
 
     def closed(_: str) -> None:
         raise BrokenPipeError
@@ -162,6 +163,7 @@ def test_a_job_that_nobody_can_listen_to_is_told_to_end(
         Processes(fork=False)([], log=tmp_path / "log")
     monkeypatch.undo()
     wait_for_end(int((tmp_path / "job").read_text()))
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_job_that_outlives_its_runner_keeps_its_lock(program: Callable[[str], None], tmp_path: Path) -> None:
