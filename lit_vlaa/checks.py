@@ -86,6 +86,11 @@ def find_problems(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch found no room on a GPU; by its name, as the command line does without PyTorch where it can."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
 def one_line(message: str) -> str:
     """Rewrites a parser's report of many lines as one.
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, one_line
+from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, is_out_of_memory, one_line
 from lit_vlaa.hints import hint, unknown_option
 from lit_vlaa.versions import installed
 
@@ -161,7 +161,7 @@ def _run(words: list[str]) -> int:
             raise
         return _interrupted()
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
+        if is_out_of_memory(error):
             error.add_note(_NO_ROOM)
         raise
     except BrokenPipeError:
@@ -286,9 +286,9 @@ def _unknown(words: Sequence[str]) -> str:
     close = difflib.get_close_matches(" ".join(words[:2]) if within else words[0], commands, n=1)
     if words[0] in ELSEWHERE:
         close = [ELSEWHERE[words[0]]]
-    hint = f"did you mean `lit-vlaa {close[0]}`?" if close else f"use one of: {', '.join(commands)}"
+    advice = f"did you mean `lit-vlaa {close[0]}`?" if close else f"use one of: {', '.join(commands)}"
     given = " ".join(word for word in words[: 2 if within else 1] if not word.startswith("-"))
-    return f"there is no command `lit-vlaa {given}`; {hint}"
+    return f"there is no command `lit-vlaa {given}`; {advice}"
 
 
 def _table(commands: Mapping[str, str]) -> list[str]:

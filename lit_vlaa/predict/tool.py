@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.checks import UsageError, is_out_of_memory, one_line
 from lit_vlaa.flags import Flags
 from lit_vlaa.study.document import visible
 
@@ -47,7 +47,7 @@ def run(words: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         raise UsageError([one_line(str(error))]) from error
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's
+        if not is_out_of_memory(error):
             raise
         kept = "answers so far are kept; " if given.rows is not None else ""
         raise UsageError([f"{one_line(str(error)).rstrip('.')}; {kept}{_LESS}"]) from error

@@ -49,7 +49,7 @@ def started(words: Sequence[str], log: Path, *, cwd: Path, rank: int | None = No
         rank: Which of two ranks it is; None for a command of one process.
         port: Where the two meet.
     """
-    environment = launch._alone() if rank is None else launch._environment(rank, 2, port)
+    environment = launch.environment_alone() if rank is None else launch.environment_of_rank(rank, 2, port)
     log.write_bytes(b"")
     return hatchery(rank or 0, environment).start(
         target="helpers.commands:program", arguments=list(words), environment=environment, cwd=str(cwd), log=log
@@ -68,7 +68,7 @@ def lit_in_ranks(*commands: Sequence[str], code: int = 0, ranks: int = 2, timeou
         AssertionError: If one of them does not end with `code`.
     """
     # Each command makes a process group of its own, and a port may linger after the last one.
-    ports = [launch._free_port() for _ in commands]
+    ports = [launch.free_port() for _ in commands]
     codes = launch.run_ranks(
         "helpers.commands:run_all", ranks=ranks, timeout=timeout, commands=[list(c) for c in commands], ports=ports
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from helpers.launch import ROOT, _free_port
+from helpers.launch import ROOT, free_port
 
 SCRIPT = ROOT / "configs" / "cluster" / "torchrun.sh"
 
@@ -28,7 +28,7 @@ class Network:
     def __init__(self, hosts: int, switch: str | None) -> None:
         self.switch, self.hosts = switch, hosts
         self.head = "10.99.0.1" if switch else "127.0.0.2"
-        self.port = 29400 if switch else _free_port()
+        self.port = 29400 if switch else free_port()
         self.interface = "cable" if switch else "lo"
         self.started: list[Host] = []
 

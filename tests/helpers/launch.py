@@ -47,12 +47,12 @@ def run_ranks(target: str, *, ranks: int = 2, timeout: float = 120, **arguments:
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         outputs = [Path(folder, f"{rank}.json") for rank in range(ranks)]
         logs = [Path(folder, f"{rank}.log") for rank in range(ranks)]
-        port = _free_port()
+        port = free_port()
         processes: list[Hatched] = []
         try:
             for rank in range(ranks):
                 logs[rank].touch()
-                environment = _environment(rank, ranks, port)
+                environment = environment_of_rank(rank, ranks, port)
                 processes.append(
                     hatchery(rank, environment).start(
                         target="helpers.launch:main",
@@ -89,7 +89,7 @@ def _wait(processes: list[Hatched], timeout: float) -> str:
     return f"not done after {timeout} s"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody is given but the server that is told to take it: this process keeps a socket there.
 
     One that is merely free now may be another process's by the time the server wants it.
@@ -102,9 +102,9 @@ def _free_port() -> int:
     return port
 
 
-def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+def environment_of_rank(rank: int, ranks: int, port: int) -> dict[str, str]:
     """What torchrun would set, and one thread each."""
-    return _alone() | {
+    return environment_alone() | {
         "TORCHELASTIC_RUN_ID": "tests",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -116,7 +116,7 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _alone() -> dict[str, str]:
+def environment_alone() -> dict[str, str]:
     """The environment of a process that is no rank of several."""
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),

@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 _CEILING = 4
-"""How many times as long a wait may become."""
+"""How many times the seconds may be added for want of a processor."""
 
 
 class Patience:
-    """Seconds to wait for processes, but for those that the one that lacked a processor longest was ready to go on.
+    """Seconds to wait for processes, and as many more as one of them, at most, lacked a processor.
 
     Processes that hang wait for each other and not for a processor. Where the kernel does not count (`schedstat` of
     Linux), all seconds are.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import command, version
-from helpers.launch import ROOT, _free_port
+from helpers.launch import ROOT, free_port
 
 SCRIPT = ROOT / "configs" / "cluster" / "train.sbatch"
 TORCHRUN = ROOT / "configs" / "cluster" / "torchrun.sh"
@@ -49,7 +49,7 @@ def test_the_script_trains_on_two_nodes(dataset: Path, tmp_path: Path) -> None:
             "SLURM_NTASKS": "2",
             "SLURM_NTASKS_PER_NODE": "1",
             "SLURM_NODELIST": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(free_port()),
         },
         capture_output=True,
         text=True,

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils.import_utils import is_serve_available
 
-from helpers.launch import _free_port
+from helpers.launch import free_port
 from lit_vlaa.rewards.scorers import ChatJudge
 from lit_vlaa.rewards.scorers.items import EncodedImages, Item
 from lit_vlaa.types import RewardRequest
@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[str]:
     """Address of a `transformers serve` on this machine; it loads the model that a request names."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1", "--device", "cpu"]
     (folder / "cache").mkdir()
     environment = os.environ | {"HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}

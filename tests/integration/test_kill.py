@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from helpers.commands import MODULES, command, logged, started, version
-from helpers.launch import _free_port
+from helpers.launch import free_port
 from helpers.states import assert_equal
 from lit_vlaa.checkpoints import WholeCheckpointIO, newest
 
@@ -64,7 +64,7 @@ class Ranks:
         root.mkdir(parents=True, exist_ok=True)
         self.begun = root / "begun"
         self.begun.unlink(missing_ok=True)
-        port = _free_port()
+        port = free_port()
         self.logs = [root / f"rank{rank}.log" for rank in range(2)]
         self.processes = []
         for rank, path in enumerate(self.logs):

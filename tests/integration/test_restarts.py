@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.launch import ROOT, _free_port
+from helpers.launch import ROOT, free_port
 from lit_vlaa import host_agent, hosts
 from lit_vlaa.__main__ import end_with
 
@@ -71,7 +71,7 @@ def handlers() -> Iterator[None]:
 
 
 def flags(**changed: int | str) -> list[str]:
-    given = {"nodes": 1, "node": 0, "devices": 1, "head": "127.0.0.1", "port": _free_port(), "restarts": 2, "wait": 60}
+    given = {"nodes": 1, "node": 0, "devices": 1, "head": "127.0.0.1", "port": free_port(), "restarts": 2, "wait": 60}
     return [f"--{name}={value}" for name, value in {**given, **changed}.items()]
 
 
@@ -144,7 +144,7 @@ def test_arguments_arrive_as_they_were_given(folder: Path) -> None:
 
 
 def test_others_that_do_not_come(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    port = _free_port()
+    port = free_port()
     assert hosts.main([*flags(nodes=2, wait=1, port=port), "--", "fit"]) == 1
     assert f"fewer than 2 hosts came to 127.0.0.1:{port} within 1 s (WAIT)" in capfd.readouterr().err
     assert not (folder / "starts").exists()
@@ -154,7 +154,7 @@ def test_a_first_host_that_does_not_answer(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hosts, "_READ_TIMEOUT", 1)
-    port = _free_port()
+    port = free_port()
     assert hosts.main([*flags(nodes=2, node=1, wait=1, port=port), "--", "fit"]) == 1
     assert f"nothing answers at 127.0.0.1:{port} since 1 s (WAIT)" in capfd.readouterr().err
     assert not (folder / "starts").exists()
@@ -237,7 +237,7 @@ def wait(done: Callable[[], bool]) -> None:
 
 def test_a_host_that_is_told_to_go_ends_the_run(folder: Path) -> None:
     (folder / "script").write_text("sleep\n" * 4)
-    port = _free_port()
+    port = free_port()
     first, second = (start(folder, node=node, port=port) for node in (0, 1))
     wait(lambda: len([path for path in folder.glob("alive-*") if path.read_text()]) == 2)
     second.send_signal(signal.SIGTERM)

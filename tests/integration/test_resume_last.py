@@ -158,7 +158,7 @@ def test_all_ranks_stop_where_one_was_told(dataset: Path, sft_checkpoint: Path, 
         words("grpo", dataset, tmp_path / "told", "--ckpt_path=last", **options),
         words("grpo", dataset, tmp_path / "straight", **options),
     ]
-    ports = [launch._free_port() for _ in commands]
+    ports = [launch.free_port() for _ in commands]
     codes = launch.run_ranks("helpers.commands:run_all", timeout=240, commands=commands, ports=ports)
     assert codes == [[143, 0, 0]] * 2
     preempted = WholeCheckpointIO().load_checkpoint(checkpoint(tmp_path / "told", "preempted.ckpt"))
@@ -176,7 +176,7 @@ def test_a_job_that_is_told_to_go_as_a_whole(dataset: Path, tmp_path: Path) -> N
     options: dict[str, Any] = {"trainer__devices": 2, "trainer__strategy": "ddp", "data__num_workers": 1}
     told = [f"{CALLBACKS}+=callbacks.Preemption", f"{CALLBACKS}+=helpers.interruptions.SignalAt"]
     told += [f"{CALLBACKS}.step=1", f"{CALLBACKS}.group=true"]
-    environment = launch._environment(0, 1, launch._free_port())
+    environment = launch.environment_of_rank(0, 1, launch.free_port())
     for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "GROUP_RANK"):
         del environment[name]
     result = subprocess.run(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.interrupting import everywhere
+from helpers.ctrl_c import everywhere
 from helpers.samples import mixed_prompts, tiny_backbone
 from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward

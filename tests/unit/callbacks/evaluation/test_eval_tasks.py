@@ -14,7 +14,7 @@ import pytest
 
 from callbacks.evaluation import tasks
 from callbacks.evaluation.tasks import Task, Tasks
-from helpers.interrupting import everywhere
+from helpers.ctrl_c import everywhere
 
 PATIENCE = 120.0
 
