@@ -7,7 +7,7 @@ before a validation batch. What lies between two such places (an optimiser step,
 fit the time that is left until SIGKILL; torchrun, told to go itself, leaves 30 seconds, `lit_vlaa.hosts` 180.
 
 Schedulers signal every process of a job. A data loader's workers must outlive that, or the run dies with them before it
-has saved: `datamodules.workers.outlive_sigterm` as their `worker_init_fn` sees to it.
+has saved: `datamodules.workers.worker_options` sees to it.
 
 Without SLURM the checkpoint is `checkpoints/preempted.ckpt` in the log folder. On SLURM it is `hpc_ckpt_<n>.ckpt` in
 `--trainer.default_root_dir`, where Lightning looks when the same job starts again, and the requeue signal (SIGUSR1)

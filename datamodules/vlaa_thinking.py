@@ -23,7 +23,7 @@ from datamodules.sampler import EpochSampler, ResumableLoader, StridedSampler
 from datamodules.shards import check_files
 from datamodules.sources import SOURCE_NAMES, check_names
 from datamodules.table import RecordTable
-from datamodules.workers import outlive_sigterm
+from datamodules.workers import worker_options
 from lit_vlaa.prompts import PromptConfig
 from lit_vlaa.protocols import ChatProcessor
 from lit_vlaa.types import KINDS, Kind, Record
@@ -241,11 +241,10 @@ class VLAAThinkingDataModule(LightningDataModule):
             dataset,
             sampler=sampler,
             collate_fn=collate_sft if self.split == "sft" else collate_prompts,
-            num_workers=self.num_workers,
             # A rollout's images take gigabytes and its step minutes: one batch a worker ahead is plenty.
             prefetch_factor=1 if self.split == "grpo" and self.num_workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlive_sigterm,
+            **worker_options(self.num_workers),
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
@@ -271,10 +270,9 @@ class VLAAThinkingDataModule(LightningDataModule):
             sampler=StridedSampler(even, rank=rank, world_size=world_size),
             batch_size=self.eval_batch_size,
             collate_fn=collate_sft if sft else collate_prompts,
-            num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),
-            worker_init_fn=outlive_sigterm,
+            **worker_options(self.num_workers),
         )
 
     def _split_training_file(self) -> dict[Part, Rows]:

@@ -2,29 +2,77 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from types import FrameType
+import weakref
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+_made: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
-def outlive_sigterm(worker: int) -> None:  # noqa: ARG001  # PyTorch gives the worker's number
-    """Makes a worker pass over SIGUSR1 and its first SIGTERM, which schedulers send to all processes of a job.
+def worker_options(workers: int) -> dict[str, Any]:
+    """What a `DataLoader` takes so that its workers end when their trainer wants it, and never keep it from ending.
 
-    The trainer's process then decides when to end, and its workers end with it. A second SIGTERM ends the worker: so
-    Python ends one that hangs. This is a `worker_init_fn`.
+    Schedulers signal every process of a job. These workers pass over it, so that the trainer can save first. One that
+    is killed, as for want of memory, ends the loader with PyTorch's error: with a worker's usual means it could die
+    holding a lock that the trainer then waits for.
+
+    Args:
+        workers: Number of processes; 0 loads in the trainer's own.
     """
-    told = False
+    if not workers:
+        return {"num_workers": 0}
+    return {"num_workers": workers, "worker_init_fn": _outlive_signals, "multiprocessing_context": _context()}
 
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        nonlocal told
-        if told:
-            os._exit(128 + signal.SIGTERM)
-        told = True
 
-    signal.signal(signal.SIGTERM, handle)
+def _outlive_signals(worker: int) -> None:  # noqa: ARG001  # PyTorch gives the worker's number
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's; else a fork of the trainer would save and requeue
+
+
+class _Flag:
+    """An event without a lock: one process sets it, and the others look."""
+
+    def __init__(self) -> None:
+        self._set = multiprocessing.RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        self._set.value = True
+
+    def is_set(self) -> bool:
+        return bool(self._set.value)
+
+
+def _context() -> BaseContext:
+    usual: Any = multiprocessing.get_context()
+
+    def process(context: BaseContext, *args: Any, **options: Any) -> BaseProcess:  # noqa: ARG001
+        worker: BaseProcess = usual.Process(*args, **options)
+        _made.add(worker)
+        return worker
+
+    context: BaseContext = type("LoaderContext", (type(usual),), {"Event": _Flag, "Process": process})()
+    return context
+
+
+@atexit.register  # after `multiprocessing` did, and so called before its function
+def _end_workers() -> None:
+    """Kills the workers of loaders that are still in use at Python's end, which sends SIGTERM and waits for them."""
+    workers = [worker for worker in _made if worker.is_alive()]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would report them as failed
+    for worker in workers:
+        worker.kill()
+
+
+os.register_at_fork(after_in_child=_made.clear)
 
 
 def end_with(parent: int) -> None:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from datamodules.check.settings import MOST_CHARS
 from datamodules.dataset import Encoder
 from datamodules.sampler import StridedSampler
-from datamodules.workers import outlive_sigterm
+from datamodules.workers import worker_options
 from lit_vlaa.perplexity import TextRow, TracePart
 from lit_vlaa.perplexity_module import LikelihoodModule, Model, quiet
 from lit_vlaa.prompts import PromptConfig
@@ -191,8 +191,7 @@ class _Rows(LightningDataModule):
             sampler=StridedSampler(even, rank=trainer.global_rank, world_size=ranks),
             batch_size=settings.batch_size,
             collate_fn=_collate,
-            num_workers=settings.workers,
-            worker_init_fn=outlive_sigterm,
+            **worker_options(settings.workers),
         )
 
 

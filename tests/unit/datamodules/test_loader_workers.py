@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
-from datamodules.workers import outlive_sigterm
+from datamodules.workers import worker_options
 
 
 class Slow:
@@ -22,31 +26,68 @@ class Slow:
         return os.getpid()
 
 
-def loader(**options: Any) -> DataLoader[int]:
-    return DataLoader(Slow(), num_workers=1, prefetch_factor=1, **options)  # type: ignore[arg-type]
+class KilledInTurn(Slow):
+    """A process that is killed with all locks that it can take for what PyTorch's processes share."""
+
+    def __getitem__(self, row: int) -> int:
+        if row == 3:
+            frame: Any = sys._getframe()
+            while "done_event" not in frame.f_locals:
+                frame = frame.f_back
+            event = frame.f_locals["done_event"]
+            with suppress(AttributeError):
+                event._cond.acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(row)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_schedulers_first_signal_passes_a_worker_by(number: int) -> None:
+def loader(data: Slow | None = None, workers: int = 1) -> DataLoader[int]:
+    return DataLoader(data or Slow(), prefetch_factor=1, **worker_options(workers))  # type: ignore[arg-type]
+
+
+def test_a_schedulers_signals_pass_a_worker_by() -> None:
     rows = []
-    for place, row in enumerate(loader(worker_init_fn=outlive_sigterm)):
+    for place, row in enumerate(loader()):
         rows.append(int(row))
-        if place == 2:
-            os.kill(int(row), number)
+        if place in (2, 5, 8):
+            os.kill(int(row), signal.SIGUSR1)
+            os.kill(int(row), signal.SIGTERM)
     assert len(rows) == 20
+    assert len(set(rows)) == 1
 
 
-@pytest.mark.parametrize(("init", "signals"), [(outlive_sigterm, 2), (None, 1)])
-def test_a_worker_that_is_told_twice_ends(init: Any, signals: int) -> None:
-    batches = iter(loader(worker_init_fn=init))
-    worker = int(next(batches))
-
-    def go_on() -> None:
-        for told, _ in enumerate(batches):
-            # Two signals at a time would be one; a row that was asked for after the first comes from a worker that
-            # has taken note of it, and one more may have been made before.
-            if told % 3 == 0 and told < 3 * signals:
-                os.kill(worker, signal.SIGTERM)
-
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed_holds_no_lock(workers: int) -> None:
     with pytest.raises(RuntimeError, match="DataLoader worker"):
-        go_on()
+        list(loader(KilledInTurn(), workers))
+
+
+def test_workers_end_with_a_loader_that_is_left() -> None:
+    batches = iter(loader(workers=2))
+    workers = {int(next(batches)), int(next(batches))}
+    assert workers == {child.pid for child in multiprocessing.active_children()} & workers
+    del batches
+    assert not workers & {child.pid for child in multiprocessing.active_children()}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_python_ends_beside_a_loader_in_use(method: str) -> None:
+    script = f"""
+import multiprocessing
+from tests.unit.datamodules.test_loader_workers import loader
+if __name__ == "__main__":
+    multiprocessing.set_start_method({method!r})
+    batches = iter(loader(workers=2))
+    print(int(next(batches)), int(next(batches)))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stderr == ""
+    first, second = map(int, ended.stdout.split())
+    assert first != second
+    for worker in (first, second):
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+def test_no_workers() -> None:
+    assert {int(row) for row in DataLoader(Slow(), **worker_options(0))} == {os.getpid()}  # type: ignore[arg-type]
