@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import multiprocessing
 import os
@@ -10,6 +9,8 @@ import signal
 import threading
 import time
 import weakref
+from functools import cache
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -56,15 +57,20 @@ def _context() -> BaseContext:
     def process(context: BaseContext, *args: Any, **options: Any) -> BaseProcess:  # noqa: ARG001
         worker: BaseProcess = usual.Process(*args, **options)
         _made.add(worker)
+        _end_workers_with(os.getpid())
         return worker
 
     context: BaseContext = type("LoaderContext", (type(usual),), {"Event": _Flag, "Process": process})()
     return context
 
 
-@atexit.register  # after `multiprocessing` did, and so called before its function
+@cache
+def _end_workers_with(process: int) -> None:  # noqa: ARG001  # once for each process, as forks do not inherit it
+    """Lets the loaders' workers be killed when this process ends: Python sends them SIGTERM, and waits for them."""
+    util.Finalize(None, _end_workers, exitpriority=0)
+
+
 def _end_workers() -> None:
-    """Kills the workers of loaders that are still in use at Python's end, which sends SIGTERM and waits for them."""
     workers = [worker for worker in _made if worker.is_alive()]
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would report them as failed

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,17 +71,33 @@ def test_workers_end_with_a_loader_that_is_left() -> None:
     assert not workers & {child.pid for child in multiprocessing.active_children()}
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_python_ends_beside_a_loader_in_use(method: str) -> None:
-    script = f"""
-import multiprocessing
-from tests.unit.datamodules.test_loader_workers import loader
+SCRIPT = """
+import multiprocessing, sys
+from test_loader_workers import loader
+
+kept = []
+
+def use():
+    kept.append(iter(loader(workers=2)))
+    print(int(next(kept[0])), int(next(kept[0])), flush=True)
+
 if __name__ == "__main__":
-    multiprocessing.set_start_method({method!r})
-    batches = iter(loader(workers=2))
-    print(int(next(batches)), int(next(batches)))
+    method, place = sys.argv[1:]
+    multiprocessing.set_start_method(method)
+    if place == "here":
+        use()
+    else:
+        child = multiprocessing.Process(target=use)
+        child.start()
+        child.join()
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.mark.parametrize(("method", "place"), [("fork", "here"), ("fork", "in a child"), ("spawn", "here")])
+def test_python_ends_beside_a_loader_in_use(method: str, place: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    words = [sys.executable, "-c", SCRIPT, method, place]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, env=environment)
     assert ended.stderr == ""
     first, second = map(int, ended.stdout.split())
     assert first != second
