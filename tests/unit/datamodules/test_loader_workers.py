@@ -35,9 +35,10 @@ class KilledInTurn(Slow):
             frame: Any = sys._getframe()
             while "done_event" not in frame.f_locals:
                 frame = frame.f_back
-            event = frame.f_locals["done_event"]
+            here = frame.f_locals
+            here["data_queue"]._wlock.acquire()
             with suppress(AttributeError):
-                event._cond.acquire()
+                here["done_event"]._cond.acquire()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(row)
 
