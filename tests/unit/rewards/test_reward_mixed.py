@@ -402,10 +402,10 @@ def test_no_hostile_text_raises_or_takes_long(reward: MixedReward) -> None:
     rng = random.Random(11)
     alphabet = [chr(code) for code in [*range(1, 128), 0x2212, 0x221A, 0x660, 0x1D7D9, 0xD800, 0x200B]]
     garbage = ["".join(rng.choices(alphabet, k=rng.randint(1, 200))) for _ in range(100)]
-    start = time.perf_counter()
+    start = time.process_time()
     for text in HOSTILE + garbage:
         for result in reward([request(kind, text) for kind in KINDS if kind != "open_ended"]):
             assert result.judged, (text[:40], result)
             assert result.value == 0.0 or text in {"𝟛", *garbage}, (text[:40], result)
     reward([request("open_ended", text) for text in HOSTILE[:8]])
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

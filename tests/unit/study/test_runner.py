@@ -62,7 +62,7 @@ def test_all_jobs_run_in_order_and_a_report_follows(
     assert launch.ran == ORDER
     assert reports == [tmp_path / "out"]
     printed = capsys.readouterr().out
-    assert "[1/15] start, seed 5 (base, sft, rl, sft+rl); 0 s so far\n" in printed
+    assert re.search(r"^\[1/15\] start, seed 5 \(base, sft, rl, sft\+rl\); \d+ s so far$", printed, re.MULTILINE)
     assert re.search(
         r"^\[15/15\] evaluation, seed 2 \(sft\+rl\); \d+ s so far, about \d+ s left$", printed, re.MULTILINE
     )
