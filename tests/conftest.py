@@ -1,4 +1,4 @@
-"""For all tests: no network, few threads, shared examples, GPU tests only where there is a GPU."""
+"""For all tests: no network, few threads, shared examples, the same generated ones each time, GPU tests on GPUs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 # Before anything imports torch, transformers or datasets; the processes that tests start inherit these.
@@ -27,6 +28,13 @@ import pytest
 import torch
 
 gc.disable()  # until all tests are imported
+
+with suppress(ImportError):  # the benchmarks' environment has none
+    from hypothesis import HealthCheck, settings
+
+    slow_is_fine = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=slow_is_fine)
+    settings.load_profile("same")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.fuzz import CPU_LIMIT_S
@@ -196,14 +196,12 @@ def _in_words(number: int) -> str:
     return f"{_in_words(number // size)} {name}" + (f" {_in_words(number % size)}" if number % size else "")
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.integers(0, 999_999))
 def test_number_words(number: int) -> None:
     text = _in_words(number)
     assert spelled_numbers(text) == [(0, len(text), number)]
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.text() | st.integers().map(lambda seed: response(random.Random(seed), "digit")))
 def test_text_helpers_keep_their_promises(text: str) -> None:
     seen = legible(text)

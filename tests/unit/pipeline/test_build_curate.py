@@ -71,7 +71,7 @@ ROWS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("pqrstu"), 
 
 
 @given(ROWS, st.sampled_from([["image"], ["question"], ["image", "question"]]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_splits_share_nothing_and_sft_has_no_cue(drawn: list[tuple[str, str, bool]], by: list[str]) -> None:
     rows = [
         row(number, image=image, question=question, thinking="Wait" if aha else "I see")

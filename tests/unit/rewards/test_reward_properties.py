@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers.fuzz_grammar import response
@@ -20,8 +20,7 @@ from lit_vlaa.rewards.open_ended import escape_template_tokens, score
 from lit_vlaa.rewards.scorers import LexicalScorer
 from lit_vlaa.types import Kind, RewardRequest, RewardResult
 
-slow_is_fine = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-fixed = settings(derandomize=True, deadline=None, max_examples=200, suppress_health_check=slow_is_fine)
+many = settings(max_examples=200)
 VERBATIM = {"open_ended": 0.9592377960216338}
 """What a copy of the truth earns where that is not 1: 1 - exp(-(20 - 4) * 0.2)."""
 OPTIONS = ("red", "blue and green", "27 deg", "it decreases", r"\frac{1}{2}", "None of the above")
@@ -75,7 +74,7 @@ def hostile(draw: st.DrawFn, kind: Kind) -> str:
     return response(random.Random(draw(st.integers(0, 2**32))), kind)
 
 
-@fixed
+@many
 @given(KIND_AND_TRUTH)
 def test_the_truth_itself_earns_everything(reward: MixedReward, case: tuple[Kind, str]) -> None:
     kind, truth = case
@@ -84,7 +83,7 @@ def test_the_truth_itself_earns_everything(reward: MixedReward, case: tuple[Kind
     assert result.value == pytest.approx(VERBATIM.get(kind, 1.0))
 
 
-@fixed
+@many
 @given(KIND_AND_TRUTH, st.data())
 def test_another_truth_earns_less(reward: MixedReward, case: tuple[Kind, str], data: st.DataObject) -> None:
     kind, truth = case
@@ -97,7 +96,7 @@ def test_another_truth_earns_less(reward: MixedReward, case: tuple[Kind, str], d
     assert kind in ("iou", "open_ended") or result.value == 0
 
 
-@fixed
+@many
 @given(KIND_AND_TRUTH, BLANKS, BLANKS)
 def test_blanks_around_an_answer_do_not_count(
     reward: MixedReward, case: tuple[Kind, str], left: str, right: str
@@ -106,14 +105,14 @@ def test_blanks_around_an_answer_do_not_count(
     assert judge(reward, kind, left + truth + right, truth).value == judge(reward, kind, truth, truth).value
 
 
-@fixed
+@many
 @given(KIND_AND_TRUTH.filter(lambda case: case[0] != "open_ended"))
 def test_a_box_around_an_answer_does_not_count(reward: MixedReward, case: tuple[Kind, str]) -> None:
     kind, truth = case
     assert judge(reward, kind, rf"\boxed{{{truth}}}", truth).value == 1
 
 
-@fixed
+@many
 @given(
     st.sampled_from(["digit", "mcq", "iou", "open_ended"]).flatmap(
         lambda kind: st.tuples(st.just(kind), TRUTHS[kind], hostile(kind))
@@ -131,14 +130,14 @@ def test_hostile_answers_get_a_verdict_in_range_twice_the_same(
     assert first.judged
 
 
-@fixed
+@many
 @given(hostile("math"), TRUTHS["math"])
 def test_the_math_front_end_decides_twice_the_same(text: str, truth: str) -> None:
     answer = extract_answer(text) or ""
     assert math.plan(answer, truth) == math.plan(answer, truth)
 
 
-@fixed
+@many
 @given(KIND_AND_TRUTH, st.text(max_size=60), st.text(max_size=60))
 def test_only_the_answer_block_counts(reward: MixedReward, case: tuple[Kind, str], before: str, after: str) -> None:
     kind, truth = case
@@ -148,7 +147,7 @@ def test_only_the_answer_block_counts(reward: MixedReward, case: tuple[Kind, str
     assert reward([around]) == reward([asked])
 
 
-@fixed
+@many
 @given(hostile("digit"))
 def test_a_digit_answer_is_right_for_one_number_at_most(text: str) -> None:
     answer = extract_answer(text) or ""
@@ -156,14 +155,14 @@ def test_a_digit_answer_is_right_for_one_number_at_most(text: str) -> None:
     assert sum(digit.score(answer, truth) for truth in truths) <= 1
 
 
-@fixed
+@many
 @given(hostile("mcq"))
 def test_an_mcq_answer_is_right_for_one_letter_at_most(text: str) -> None:
     answer = extract_answer(text) or ""
     assert sum(mcq.score(answer, letter, question=QUESTION) for letter in "ABCDEF") <= 1
 
 
-@fixed
+@many
 @given(
     st.sampled_from("ABCDEF"),
     st.sampled_from(["{}", "({})", "{}.", "{})", "**{}**", "Answer: {}", "the answer is {}.", "option {}"]),
@@ -173,14 +172,14 @@ def test_the_case_of_a_letter_does_not_count(letter: str, form: str, lower: bool
     assert mcq.chosen_option(form.format(letter.lower() if lower else letter), QUESTION) == letter
 
 
-@fixed
+@many
 @given(st.sampled_from("ABCDEF"), st.sampled_from(["{}", "{}: {}", "({}) {}", "{}. {}", "Answer: {}) {}", "{} - {}"]))
 def test_an_option_with_its_text_is_that_option(letter: str, form: str) -> None:
     text = OPTIONS[ord(letter) - ord("A")]
     assert mcq.chosen_option(form.format(letter, text) if form != "{}" else text, QUESTION) == letter
 
 
-@fixed
+@many
 @given(
     st.lists(st.sampled_from("ABCDEF"), min_size=2, max_size=6, unique=True),
     st.sampled_from([", ", " or ", " and ", "\n", " ", "/", ") ", "; "]),
@@ -190,7 +189,7 @@ def test_a_list_of_letters_is_no_option(letters: list[str], joint: str) -> None:
     assert mcq.chosen_option(f"The answer is {joint.join(letters)}", QUESTION) is None
 
 
-@fixed
+@many
 @given(
     st.integers(-(10**9), 10**9),
     st.sampled_from(["{}", "{}.0", "{:,}", "+{}", "**{}**", "${}$", "x = {}", "The answer is {}.", "{} objects"]),
@@ -202,7 +201,7 @@ def test_a_number_in_other_forms_is_that_number(number: int, form: str) -> None:
     assert digit.score(eastern, str(number)) == 1
 
 
-@fixed
+@many
 @given(
     st.lists(st.integers(0, 99), min_size=2, max_size=8, unique=True),
     st.sampled_from([", ", " or ", " and ", "\n", " ", "; ", "|"]),
@@ -211,7 +210,7 @@ def test_a_list_of_numbers_is_no_number(numbers: list[int], joint: str) -> None:
     assert digit.final_number(joint.join(map(str, numbers))) is None
 
 
-@fixed
+@many
 @given(boxes(), boxes())
 def test_iou_equals_exact_areas(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> None:
     columns = len(set(range(a[0], a[2])) & set(range(b[0], b[2])))
@@ -224,20 +223,20 @@ def test_iou_equals_exact_areas(a: tuple[int, int, int, int], b: tuple[int, int,
     assert iou.score(thousandths, _box_text(b), box_space="qwen2_vl") == pytest.approx(expected, abs=1e-9)
 
 
-@fixed
+@many
 @given(boxes(), boxes(), st.integers(-500, 500), st.integers(-500, 500))
 def test_iou_does_not_change_when_both_boxes_move(a: iou.Box, b: iou.Box, dx: int, dy: int) -> None:
     moved = [(box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy) for box in (a, b)]
     assert iou.intersection_over_union(moved[0], moved[1]) == iou.intersection_over_union(a, b)
 
 
-@fixed
+@many
 @given(st.tuples(*[st.floats(allow_nan=True, allow_infinity=True)] * 4), st.tuples(*[st.floats()] * 4))
 def test_iou_of_any_numbers_is_in_range(a: iou.Box, b: iou.Box) -> None:
     assert 0 <= iou.intersection_over_union(a, b) <= 1
 
 
-@fixed
+@many
 @given(
     st.floats(allow_nan=False, allow_infinity=False),
     st.floats(allow_nan=False, allow_infinity=False),
@@ -253,7 +252,7 @@ def test_the_open_ended_formula_stays_in_range_and_grows(
     assert score(candidate + more, baseline, scale) >= value
 
 
-@fixed
+@many
 @given(hostile("open_ended"))
 def test_escaping_twice_is_escaping_once(text: str) -> None:
     escaped = escape_template_tokens(text)
@@ -261,7 +260,7 @@ def test_escaping_twice_is_escaping_once(text: str) -> None:
     assert escaped.replace(" ", "") == text.replace(" ", "")
 
 
-@fixed
+@many
 @given(words.map(" ".join), words.map(" ".join))
 def test_the_lexical_scorer_rates_a_copy_highest(text: str, truth: str) -> None:
     asked = RewardRequest("", "open_ended", truth)
