@@ -82,7 +82,8 @@ def test_banned_tokens_are_never_drawn_and_the_rest_is_scaled_up() -> None:
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
 def test_the_ends_of_the_interval_draw_only_possible_tokens(uniform: float) -> None:
     """Zero probability stands at both ends of the vocabulary; a sum's rounding must not let it in."""
-    logits = torch.cat([torch.full((3,), -torch.inf), torch.randn(5000), torch.full((3,), -torch.inf)])[None]
+    logits = torch.full((1, 5006), -torch.inf)
+    logits[:, 3:-3] = torch.randn(5000, generator=torch.Generator().manual_seed(0))
     params = SamplingParams(max_new_tokens=1, temperature=1.0)
     token, logprob = sample_tokens(logits, torch.tensor([uniform]), params, None)
     assert 3 <= int(token) < 5003
