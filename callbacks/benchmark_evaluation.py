@@ -49,6 +49,8 @@ class BenchmarkEvaluation(Callback):
     named after weights and settings.
     """
 
+    preflight = "callbacks.evaluation.preflight:run"  # what `lit-vlaa doctor` has look at the files
+
     def __init__(
         self,
         *,

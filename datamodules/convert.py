@@ -28,6 +28,7 @@ from datamodules.records import OnBadRecord, Split
 from datamodules.shards import FORMAT, GROUP_BYTES, GROUP_ROWS, MANIFEST, SCHEMA, Images, open_writer
 from datamodules.worker_pool import worker_pool
 from lit_vlaa.digests import sha256_of
+from lit_vlaa.hints import missing
 from lit_vlaa.whole_files import hidden, replacing
 
 
@@ -64,13 +65,13 @@ def run(
         OSError: If something cannot be read or written.
     """
     if not data_file.is_file():
-        raise FileNotFoundError(f"--data-file {data_file} does not exist; seen from {Path.cwd()}")
+        fault = "is a folder; name the file with the rows" if data_file.is_dir() else missing(data_file)
+        raise FileNotFoundError(f"--data-file {data_file} {fault}")
     if not 0 < shard_mb < float("inf") or workers < 1:
         raise ValueError(f"--shard-mb must be positive and --workers at least 1, got {shard_mb} and {workers}")
     if images == "embed" and (image_root is None or not image_root.is_dir()):
-        raise FileNotFoundError(
-            f"--image-root {image_root} is no folder; images are embedded from it (or --images link)"
-        )
+        given = "is needed" if image_root is None else f"{image_root} is no folder"
+        raise FileNotFoundError(f"--image-root {given}; images are embedded from it (or --images link)")
     cutter = Cutter(
         folder=output_dir,
         file=data_file,

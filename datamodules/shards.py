@@ -24,6 +24,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from datamodules.images import ImageError
 from datamodules.rows import MAX_ROW_CHARS, BadRecord, iter_rows
 from lit_vlaa.digests import sha256_of
+from lit_vlaa.hints import missing
 from lit_vlaa.types import Record
 
 Images = Literal["embed", "link"]
@@ -101,7 +102,7 @@ def stamped(path: Path) -> Path:
 def trouble_with(path: Path) -> str:
     """Says why rows cannot be read from a path, to follow its name in a message; empty where they can be."""
     if not path.exists():
-        return f"does not exist; seen from {Path.cwd()}"
+        return missing(path)
     if path.is_dir() and not is_shards(path):
         return f"is a folder without {MANIFEST}; `lit-vlaa data convert` writes that at its end"
     return ""

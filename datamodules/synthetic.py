@@ -252,8 +252,9 @@ def _write_array(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def _check(counts: Mapping[str, int], image_size: int, aha_fraction: float, weights: Mapping[str, float]) -> None:
-    if min(counts.values()) < 0:
-        raise ValueError(f"row counts must not be negative, got {dict(counts)}")
+    for name, count in counts.items():
+        if count < 0:
+            raise ValueError(f"{name}_count must not be negative, got {count}")
     if image_size < 3 * CELL or image_size % CELL:
         raise ValueError(f"image_size must be a multiple of {CELL} from {3 * CELL} on, got {image_size}")
     if not 0 <= aha_fraction <= 1:

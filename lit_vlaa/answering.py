@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,8 +14,9 @@ from torch import Tensor
 import lit_vlaa.strategies  # noqa: F401  # registers fsdp2 and its kin for Trainers made in Python
 from lit_vlaa.backbone import Backbone, BackboneConfig, Processor, build_backbone, load_processor
 from lit_vlaa.generation import CachedGenerator, RolloutKey
+from lit_vlaa.generation.protocol import EngineLostError, OnGroup, check_sampling, may_be_lost
 from lit_vlaa.generation.protocol import Generator as RolloutEngine
-from lit_vlaa.generation.protocol import OnGroup, check_sampling
+from lit_vlaa.lost_engine import end_if_lost
 from lit_vlaa.meter import Meter
 from lit_vlaa.parallel import unsharded
 from lit_vlaa.sharding import sharding_policies
@@ -135,9 +137,30 @@ class AnsweringPolicy(LightningModule):
             self.meter.note_rollout(prompts, groups)
         return groups
 
+    def complete_or_stop(self, prompts: Sequence[Prompt], **options: Any) -> list[list[Completion]]:
+        """`complete`, which all ranks call together; where one of them loses the rollout engine, the run ends on all.
+
+        Args:
+            prompts: This rank's prompts.
+            options: Further arguments of `complete`.
+
+        Raises:
+            RunStoppedError: If the engine is lost. In training a checkpoint is saved first.
+        """
+        if not may_be_lost(self.engine):
+            return self.complete(prompts, **options)
+        reason = ""
+        groups: list[list[Completion]] = []
+        try:
+            groups = self.complete(prompts, **options)
+        except EngineLostError as error:
+            reason = str(error)
+        end_if_lost(self.trainer, reason)
+        return groups
+
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, str]]:  # noqa: ARG002
         """Answers each prompt once: id, question, truth and response, without the rows that only pad."""
-        groups = self.complete(batch.prompts, group_size=1, step=0)
+        groups = self.complete_or_stop(batch.prompts, group_size=1, step=0)
         return [
             {
                 "id": prompt.record.id,

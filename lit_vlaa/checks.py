@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lit_vlaa.hints import BESIDE, NEAREST, unknown_option
+from lit_vlaa.hints import BESIDE, NEAREST, missing, unknown_option
 
 PRECISIONS = ("32-true", "bf16-mixed")
 """Values of `--trainer.precision` that manual optimisation with clipping of our own trains in."""
@@ -154,11 +154,11 @@ _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value")
 
 
 def _type_name(text: str) -> str:
-    """`int` for `<class 'int'>`, the choices for a Literal, nothing for None."""
+    """`int` for `<class 'int'>`, the choices for a Literal, an example of a list, nothing for None."""
     if text.startswith("typing.Literal["):
         return "one of " + text[len("typing.Literal[") : -1].replace("'", "")
     name = text[len("<class '") : -2]
-    return "" if name == "NoneType" else name
+    return {"NoneType": "", "list": "a list such as [a, b]"}.get(name, name)
 
 
 def _missing_classes(config: Mapping[str, Any]) -> Iterator[str]:
@@ -232,7 +232,7 @@ def _device_numbers(devices: Any) -> list[int] | None:
     if devices in {"auto", "-1", -1} if isinstance(devices, (str, int)) else False:
         return [0]
     if isinstance(devices, str):
-        if devices.isdecimal():
+        if re.fullmatch(r"-?\d+", devices):
             return list(range(int(devices)))
         numbers = [part.strip() for part in devices.split(",") if part.strip()]
         return [int(number) for number in numbers] if all(n.isdecimal() for n in numbers) else None
@@ -332,7 +332,7 @@ def _checkpoint(path: Any) -> Iterator[str]:
         return
     checkpoint = Path(path)
     if not checkpoint.exists():
-        yield f"--ckpt_path {path} does not exist"
+        yield f"--ckpt_path {path} {missing(checkpoint)}"
     elif checkpoint.is_dir() and not is_sharded_checkpoint(checkpoint):
         remedy = (
             "it holds a model in the Hub's layout: use --model.backbone.path or --model.init_from"

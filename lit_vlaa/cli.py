@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, is_out_of_memory, one_line
-from lit_vlaa.hints import hint, unknown_option
+from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, is_out_of_memory
+from lit_vlaa.flags import refuse_file, told
 from lit_vlaa.versions import installed
 
 RUNS = {
@@ -118,13 +118,18 @@ PREDICT = Tool("lit_vlaa.predict.tool:run", "answer a question on images, or a f
 class _ToolParser(ArgumentParser):
     """Reports errors without the usage."""
 
+    _words: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parses, and keeps the words for what is to be said of them."""
+        self._words = args or ()
+        return super().parse_args(args, *more, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if required := re.fullmatch(r"the following arguments are required: ([\w, ]+)", message):
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in required[1].split(", "))
-            message = f"needed: {flags}"
-        elif (option := unknown_option(message)) is not None:
-            message += hint(option, (flag.lstrip("-") for flag in self._option_string_actions))
-        raise UsageError([one_line(message)]) from ex
+        if required := re.fullmatch(r"(the following arguments are required: )([\w, ]+)", message):
+            message = required[1] + ", ".join(f"--{name.replace('_', '-')}" for name in required[2].split(", "))
+        problem = told(message, prog=self.prog, known=self._option_string_actions, words=self._words)
+        raise UsageError([problem]) from ex
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -253,6 +258,8 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
         function, as_group=False, as_positional=False, skip={tool.output} if tool.output else None
     )
     values = parser.instantiate(parser.parse_args([_underscored(word) for word in words])).as_dict()
+    if isinstance(folder := values.get("output_dir"), Path):
+        refuse_file(folder)
     if tool.output:
         values[tool.output] = values.pop("output_dir")
     try:

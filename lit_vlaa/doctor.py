@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lit_vlaa.backbone.config import BackboneConfig
 from lit_vlaa.backbone.released import model_config
 from lit_vlaa.checks import UsageError, find_problems
 from lit_vlaa.environment import gpu_bytes, look
+from lit_vlaa.flags import Flags
 from lit_vlaa.generation import CachedGenerator
 from lit_vlaa.memory import (
     OVERHEAD,
@@ -31,7 +33,7 @@ from lit_vlaa.memory import (
     weight_bytes,
 )
 from lit_vlaa.placement import batch_problems, disk_lines, kept_checkpoints
-from lit_vlaa.preflight import look_at_rows
+from lit_vlaa.preflight import look_at_callbacks, look_at_rows
 from lit_vlaa.reference import Reference
 from lit_vlaa.remedies import Remedies, check
 from lit_vlaa.rollout_memory import Rollouts
@@ -52,51 +54,68 @@ def run(words: Sequence[str]) -> int:
         words: Flags of this tool and those of `lit-vlaa fit`.
 
     Returns:
-        0 if runs work here, `fit` would start the one described and not stop at the rows looked at, and it fits; else
-        1. Without a GPU to see, nor `--memory_gb`, anything fits; a data file that is not there yet is named and no
-        more.
+        0 if runs work here, `fit` would start the one described and not stop at the rows and benchmarks looked at, and
+        it fits; else 1. Without a GPU to see, nor `--memory-gb`, anything fits; a data file that is not there yet is
+        named and no more.
     """
-    parser = argparse.ArgumentParser(
-        prog="lit-vlaa doctor",
-        allow_abbrev=False,
-        description="Tells whether runs work on this machine. With the --config and flags of `lit-vlaa fit` it also "
-        "estimates how much memory that run takes on each GPU, says whether it fits, and which flags would save how "
-        "much, looks at a sample of its rows, at what their truths earn, and at the room that checkpoints take. "
-        "Nothing is built or downloaded but the model's configuration and, where there are rows, its tokenizer.",
-    )
-    parser.add_argument("--memory_gb", type=float, help="memory of a GPU in GiB, such as 80; default: of those visible")
-    parser.add_argument(
-        "--prompt_tokens",
-        type=int,
-        help="tokens of a typical prompt with its image; default: the largest image and 256",
-    )
-    parser.add_argument(
-        "--rows", type=int, default=300, help="rows of each data file to look at, spread over it; 0 for none (300)"
-    )
-    own, rest = parser.parse_known_args([_underscored(word) for word in words])
-    fatal = _report_environment()
+    own, rest = _flags().read_beside(words)
+    _check(own)
     if not rest:
-        return int(fatal)
+        return int(_report_environment())
     config = read_config(rest)
-    if own.rows < 0:
-        raise UsageError([f"--rows must not be negative, got {own.rows}"])
     ranks = ranks_of(config["trainer"])
     problems = [*find_problems(config), *setting_problems(config["model"]), *batch_problems(config, ranks)]
-    for problem in problems:
-        _say(f"as it stands, fit would refuse: {problem}")
     memory = gpu_bytes() if own.memory_gb is None else int(own.memory_gb * 2**30)
     try:
         described, shape = run_of(config, own.prompt_tokens)
+        fatal = _report_environment()
+        for problem in problems:
+            _say(f"as it stands, fit would refuse: {problem}")
         lines, stops = look_at_rows(config, own.rows)
+        more, stops_too = look_at_callbacks(config, own.rows)
     except (ValueError, OSError) as error:
         raise UsageError([" ".join(str(error).split())]) from error
     _say(f"\nstrategy {described.strategy} on {ranks} device(s) of {config['trainer']['num_nodes']} node(s)")
     for line in [
         *lines,
+        *more,
         *disk_lines(kept_checkpoints(config["trainer"], described, tensors_of(shape, described.backbone))),
     ]:
         _say(line)
-    return max(int(fatal or stops or bool(problems)), report_memory(described, shape, memory))
+    return max(int(fatal or stops or stops_too or bool(problems)), report_memory(described, shape, memory))
+
+
+def _flags() -> Flags:
+    parser = Flags(
+        prog="lit-vlaa doctor",
+        description="Tells whether runs work on this machine. With the --config and flags of `lit-vlaa fit` it also "
+        "estimates how much memory that run takes on each GPU, says whether it fits, and which flags would save how "
+        "much, looks at a sample of its rows, at what their truths earn, at the files of its benchmarks, and at the "
+        "room that checkpoints take. Nothing is built or downloaded but the model's configuration and, where there are "
+        "rows, its tokenizer.",
+    )
+    parser.add_argument("--memory-gb", type=float, help="memory of a GPU in GiB, such as 80; default: of those visible")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        help="tokens of a typical prompt with its image; default: the largest image and 256",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=300,
+        help="rows of each data file to look at, spread over it; 0 for none, nor the files of benchmarks (300)",
+    )
+    return parser
+
+
+def _check(own: argparse.Namespace) -> None:
+    if own.memory_gb is not None and not 0 < own.memory_gb < math.inf:
+        raise UsageError([f"--memory-gb must be positive, got {own.memory_gb:g}"])
+    if own.prompt_tokens is not None and own.prompt_tokens < 1:
+        raise UsageError([f"--prompt-tokens must be at least 1, got {own.prompt_tokens}"])
+    if own.rows < 0:
+        raise UsageError([f"--rows must not be negative, got {own.rows}"])
 
 
 def run_of(config: Mapping[str, Any], prompt_tokens: int | None = None) -> tuple[Run, PretrainedConfig]:
@@ -185,7 +204,7 @@ def report_memory(described: Run, shape: PretrainedConfig, memory: int | None) -
         _say(f"  {'main memory for each GPU':<{width + 11}}  {_gib(host)}")
     most = peak(parts)
     if memory is None:
-        _say(f"peak {_gib(most).strip()} GiB; no GPU is visible: give --memory_gb to hear whether it fits")
+        _say(f"peak {_gib(most).strip()} GiB; no GPU is visible: give --memory-gb to hear whether it fits")
         return 0
     fits = most <= memory
     _say(f"peak {_gib(most).strip()} of {_gib(memory).strip()} GiB: " + ("it fits" if fits else "it does not fit"))
@@ -268,11 +287,6 @@ def _report_environment() -> bool:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:7.2f}"
-
-
-def _underscored(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return flag.replace("memory-gb", "memory_gb").replace("prompt-tokens", "prompt_tokens") + equals + value
 
 
 def _say(line: str) -> None:

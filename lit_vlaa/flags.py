@@ -1,18 +1,47 @@
-"""Flags of the tools that take several words after one flag."""
+"""Flags of the tools, whose errors are one line that says what was probably meant."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lit_vlaa.checks import UsageError, one_line
-from lit_vlaa.hints import hint, unknown_option
+from lit_vlaa.hints import NEAREST, hint, unknown_option
+
+
+def told(message: str, *, prog: str, known: Iterable[str], words: Sequence[str]) -> str:
+    """What a tool's parser says, in one line with what was probably meant.
+
+    Args:
+        message: The parser's.
+        prog: Its command.
+        known: Its flags.
+        words: The words that it was given; a misspelt one is told ahead of the flag that is then missing.
+    """
+    names = [_dashed(flag).lstrip("-") for flag in known]
+    if required := re.fullmatch(r"the following arguments are required: (.+)", message):
+        misspelt = [word for word in words if _resembles(word, names)]
+        if not misspelt:
+            return f"needed: {required[1]}"
+        message = f"unrecognized arguments: {misspelt[0]}"
+    if (option := unknown_option(message)) is not None:
+        message = re.sub(r"--[\w.-]+", lambda flag: _dashed(flag[0]), message, count=1)
+        message += hint(option.replace("_", "-"), names) or f"; {prog} --help shows its flags"
+    elif message.startswith("unrecognized arguments: "):
+        message += f"; flags begin with --, and {prog} --help shows them"
+    return one_line(message.removeprefix("argument "))
 
 
 class Flags(argparse.ArgumentParser):
     """Reports errors in one line; both spellings of a flag work, `--some-flag` and `--some_flag`."""
+
+    def __init__(self, **options: Any) -> None:
+        """Takes no abbreviations; `options` are those of `ArgumentParser`."""
+        super().__init__(allow_abbrev=False, **options)
+        self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong.
@@ -20,23 +49,61 @@ class Flags(argparse.ArgumentParser):
         Raises:
             UsageError: Always.
         """
-        option = unknown_option(message)
-        if option is not None:
-            message += hint(option, (flag.lstrip("-") for flag in self._option_string_actions))
-        raise UsageError([one_line(message.removeprefix("argument "))])
+        raise UsageError([told(message, prog=self.prog, known=self._option_string_actions, words=self._words)])
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parses the words after the command."""
-        return self.parse_args([_dashed(word) for word in words])
+        self._words = [_dashed(word) for word in words]
+        return _checked(self.parse_args(self._words))
 
     def read_some(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parses the words after the command; those with a dot in their flag, and their values, are handed back."""
-        dashed = [word if "." in word.partition("=")[0] else _dashed(word) for word in words]
-        given, rest = self.parse_known_args(dashed)
+        given, rest = self._read_own(words)
         unknown = [word for word in rest if word.startswith("--") and "." not in word.partition("=")[0]]
         if unknown or (rest and not rest[0].startswith("--")):
             self.error(f"unrecognized arguments: {' '.join(unknown or rest[:1])}")
         return given, rest
+
+    def read_beside(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parses the words after the command; all that are not its own, as another command's flags, are handed back.
+
+        Raises:
+            UsageError: If one looks like a misspelt flag of this command.
+        """
+        given, rest = self._read_own(words)
+        names = [flag.lstrip("-") for flag in self._option_string_actions]
+        for word in rest:
+            if _resembles(word, names):
+                self.error(f"unrecognized arguments: {word}")
+        return given, rest
+
+    def _read_own(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        own = self._option_string_actions
+        self._words = [new if (new := _dashed(word)).partition("=")[0] in own else word for word in words]
+        given, rest = self.parse_known_args(self._words)
+        return _checked(given), rest
+
+
+def _checked(given: argparse.Namespace) -> argparse.Namespace:
+    folder = getattr(given, "output_dir", None)
+    if folder is not None:
+        refuse_file(folder)
+    return given
+
+
+def refuse_file(folder: Path) -> None:
+    """Looks at the folder of `--output-dir` without making it.
+
+    Raises:
+        UsageError: If it is a file, or is to lie below one.
+    """
+    try:
+        file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+    except OSError:  # a name that is too long, say, which is told when it is made
+        return
+    if file is not None:
+        where = "" if file == folder else f": {file}"
+        raise UsageError([f"--output-dir {folder}{where} is a file; name a folder"])
 
 
 def make_folder(folder: Path) -> None:
@@ -45,6 +112,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         UsageError: If it cannot be made.
     """
+    refuse_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,3 +124,10 @@ def _dashed(word: str) -> str:
         return word
     flag, equals, value = word.partition("=")
     return f"{flag.replace('_', '-')}{equals}{value}"
+
+
+def _resembles(word: str, names: Sequence[str]) -> bool:
+    """Whether a word is a flag that is none of these, yet spelt much like one."""
+    flag = _dashed(word).partition("=")[0]
+    own = flag.removeprefix("--")
+    return flag != own and "." not in own and own not in names and NEAREST in hint(own, names)

@@ -25,6 +25,10 @@ _UNKNOWN = (
     re.compile(r"Subcommand '\w+' does not accept option '(?P<option>[\w.]+)'"),
 )
 _SHOWN = 12
+_SHORT = 4
+"""Letters of a name of which one may be wrong."""
+_NEAR = 0.75
+"""Least likeness of names, of which the same ending alone gives two thirds."""
 
 
 def unknown_option(message: str) -> str | None:
@@ -47,12 +51,34 @@ def hint(option: str, known: Iterable[str]) -> str:
     """
     names = sorted({name for name in known if not name.endswith((".help", "+"))} - {option})
     below = [name for name in names if name.endswith(f".{option}")]
-    near = sorted(below, key=len) or difflib.get_close_matches(option, names, n=1, cutoff=0.8)
+    near = sorted(below, key=len) or difflib.get_close_matches(
+        option, names, n=1, cutoff=0.8 if len(option) > _SHORT else 0.75
+    )
     if near:
         return f"{NEAREST}{near[0]}"
     group = option.rpartition(".")[0]
     siblings = [name.rpartition(".")[2] for name in names if group and name.rpartition(".")[0] == group]
     return f"{BESIDE}{', '.join(siblings[:_SHOWN])}{', ...' if len(siblings) > _SHOWN else ''}" if siblings else ""
+
+
+def missing(path: Path) -> str:
+    """What to say of a path that is not there, behind it: where it was looked for, and which one was probably meant."""
+    near = difflib.get_close_matches(path.name, _names(path.parent), n=1, cutoff=_NEAR)
+    return f"does not exist; seen from {Path.cwd()}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """What to say of a file that cannot be opened, behind its path.
+
+    Args:
+        path: The file.
+        error: Of the attempt.
+    """
+    if isinstance(error, FileNotFoundError):
+        return missing(path)
+    if isinstance(error, IsADirectoryError):
+        return "is a folder; name a file in it"
+    return f"cannot be read: {error.strerror or error}"
 
 
 def configuration_fault(path: Path) -> str:
@@ -65,8 +91,7 @@ def configuration_fault(path: Path) -> str:
         path = path.expanduser()
         mode = path.stat().st_mode
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _names(path.parent), n=1, cutoff=0.6)
-        return f" does not exist; seen from {Path.cwd()}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+        return f" {missing(path)}"
     except (OSError, RuntimeError) as error:  # the latter where there is no such user
         return f" cannot be read: {' '.join(str(error).split())}"
     if stat.S_ISDIR(mode):
@@ -85,13 +110,15 @@ def _yaml_fault(path: Path) -> str:
         return f"{where}: this is no YAML: {error.problem}"
     except (OSError, ValueError, yaml.YAMLError) as error:
         return f" cannot be read: {' '.join(str(error).split())}"
-    if root is None or isinstance(root, yaml.MappingNode):
+    if isinstance(root, yaml.MappingNode):
         return ""
+    if root is None:
+        return " holds nothing; a configuration is made of lines such as `trainer:`"
     return ": a configuration is made of lines such as `trainer:`; rows are named by --data.data_file"
 
 
 def _names(folder: Path) -> list[str]:
     try:
-        return [path.name for path in folder.iterdir() if path.is_file()]
+        return [path.name for path in folder.iterdir()]
     except OSError:
         return []

@@ -93,9 +93,13 @@ class Parser(LightningArgumentParser):
         if option is not None:
             commands = [action.choices for action in self._actions if isinstance(action.choices, dict)]
             parsers = [self, *(parser for choices in commands for parser in choices.values())]
-            message += hint(option, (flag.lstrip("-") for parser in parsers for flag in parser._option_string_actions))
+            near = hint(option, (flag.lstrip("-") for parser in parsers for flag in parser._option_string_actions))
+            nowhere = not near and message.startswith("unrecognized")
+            message += f"; lit-vlaa {' '.join(sys.argv[1:2])} --help shows the flags" if nowhere else near
         elif message.startswith("unrecognized arguments: ") and message.split()[-1].endswith((".yaml", ".yml")):
             message += "; a configuration is named by --config FILE"
+        elif message.startswith("unrecognized arguments: "):
+            message += "; flags begin with --"
         raise UsageError([message]) from ex
 
 

@@ -37,10 +37,13 @@ def run(*, output_dir: Path = Path("runs/quickstart"), data_dir: Path = Path("da
         The exit code.
 
     Raises:
-        ValueError: If the configs are not at hand (the package was installed without the repository).
+        ValueError: If the seed is out of range, or the configs are not at hand (the package was installed without the
+            repository).
     """
     if not CONFIGS.is_dir():
         raise ValueError(f"{CONFIGS} is missing; run the quickstart from a clone of the repository")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {seed}")
     started = time.perf_counter()
     seconds: dict[str, float] = {}
     sft, grpo = (

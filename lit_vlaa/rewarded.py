@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lit_vlaa.generation.protocol import EngineLostError, may_be_lost
-from lit_vlaa.lost_engine import end_if_lost
 from lit_vlaa.metrics import RewardStats
 from lit_vlaa.policy import PolicyModule
 from lit_vlaa.reward_guard import RewardGuard
@@ -56,27 +53,6 @@ class RewardedModule(PolicyModule):
     def test_step(self, batch: PromptBatch, batch_idx: int) -> Outcome:  # noqa: ARG002
         """Reward of one completion a test prompt, drawn as in training."""
         return self._evaluate(batch, "test")
-
-    def complete_or_stop(self, prompts: Sequence[Prompt], **options: Any) -> list[list[Completion]]:
-        """`complete`, which all ranks call together; where one of them loses the rollout engine, the run ends on all.
-
-        Args:
-            prompts: This rank's prompts.
-            options: Further arguments of `complete`.
-
-        Raises:
-            RunStoppedError: If the engine is lost. In training a checkpoint is saved first.
-        """
-        if not may_be_lost(self.engine):
-            return self.complete(prompts, **options)
-        reason = ""
-        groups: list[list[Completion]] = []
-        try:
-            groups = self.complete(prompts, **options)
-        except EngineLostError as error:
-            reason = str(error)
-        end_if_lost(self.trainer, reason)
-        return groups
 
     def on_validation_epoch_end(self) -> None:
         """Logs the rewards of all ranks."""

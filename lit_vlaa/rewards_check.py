@@ -105,12 +105,17 @@ def run(
         raise ValueError(f"--workers must be at least 1, got {workers}")
     if unknown := sorted(set(sources or ()) - {*SOURCES, OTHER}):
         raise ValueError(f"--sources names {unknown}; known are {sorted({*SOURCES, OTHER})}")
+    if output is not None and output.is_dir():
+        raise ValueError(f"--output {output} is a folder; name a file in it")
+    if output is not None and output.resolve() == data.resolve():
+        raise ValueError(f"--output {output} would overwrite --data; give another file")
     started = time.perf_counter()
     records, findings = read(data, kinds=kinds, sources=sources, max_rows=max_rows)
     if not records and (not findings or kinds or sources):
-        raise ValueError(f"{data} holds no row to check with --kinds {kinds} and --sources {sources}")
-    if output is not None and output.resolve() == data.resolve():
-        raise ValueError(f"--output {output} would overwrite --data; give another file")
+        given = " and ".join(f"--{name} {value}" for name, value in (("kinds", kinds), ("sources", sources)) if value)
+        raise ValueError(
+            f"--data {data} holds no row to check" + (f" with {given}" if given else "; give another file")
+        )
     reward = MixedReward(RewardConfig(math_workers=workers), verifiers=verifiers)
     try:
         findings += check(records, reward)

@@ -7,7 +7,6 @@ them have ended; all that wait when it is free go to the reward together, as its
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,13 +18,12 @@ import torch
 
 from lit_vlaa.generation.protocol import Generator, announces_groups
 from lit_vlaa.rollout import Judged, Sampled, flatten
+from lit_vlaa.tasks import Task, Tasks
 from lit_vlaa.types import Completion, Prompt, RewardResult
 
 _log = logging.getLogger(__name__)
 
 Group = tuple[Completion, ...]
-
-_AT_ONE_GO_S = 0.5
 
 
 def can_stream(generator: Generator, *, needs_device: bool) -> bool:
@@ -69,32 +67,28 @@ class StreamedVerdicts:
         self._judge = judge
         self._device = device
         self._given: dict[int, Group] = {}
-        # No lock of Python's own: Ctrl-C can fall between its taking and the block that it guards, and then it stays
-        # held and the thread waits for ever.
         self._waiting: SimpleQueue[dict[int, Group]] = SimpleQueue()
-        """Of what was given, what the thread has not taken; an empty part at the end."""
+        """Of what was given, what the thread has not taken."""
         self._verdicts: dict[int, tuple[tuple[str, ...], tuple[RewardResult, ...]]] = {}
         """Texts and results of prompts."""
         self._seconds = 0.0
         self._sampled: Sampled | None = None
         """Everything, once no more groups come."""
-        self._left = False
-        self._ended = False
-        self._end: SimpleQueue[None] = SimpleQueue()
-        """Wakes who waits for `_ended`."""
         self._error: BaseException | None = None
-        # Not an executor's thread: Python would wait for that one when the user interrupts the run.
-        self._thread = threading.Thread(target=self._run, name="reward", daemon=True)
+        """What the reward raised; it is not asked again."""
+        self._thread = Tasks(1, "reward")
+        self._calls: list[Task[None]] = []
 
     def __enter__(self) -> Self:
         """Starts the thread."""
-        self._thread.start()
+        self._thread.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Lets the thread end. What it raised is logged where another error keeps `result` from raising it."""
-        self._left = True
-        self._waiting.put({})
+        self._thread.__exit__(kind, error, trace)
         failed = self._error
         if failed is not None and error is not failed:
             _log.error("the reward had failed as well", exc_info=failed)
@@ -111,7 +105,7 @@ class StreamedVerdicts:
                 f"with all {self._group_size}"
             )
         self._given[index] = tuple(completions)
-        self._waiting.put({index: self._given[index]})
+        self._hand_over({index: self._given[index]})
 
     def finish(self, groups: Sequence[Sequence[Completion]], *, wait: bool = False) -> Sampled:
         """Says that the rollout is over, and hands over what `add` was not given, or not as it now is.
@@ -129,10 +123,9 @@ class StreamedVerdicts:
         }
         self._sampled = sampled
         if left:
-            self._waiting.put(left)
-        self._waiting.put({})
-        if wait:
-            self._join()
+            self._hand_over(left)
+        for call in self._calls if wait else ():
+            call.wait()
         return sampled
 
     def result(self) -> tuple[Judged, float]:
@@ -142,51 +135,38 @@ class StreamedVerdicts:
             BaseException: Whatever the reward raised.
         """
         sampled = self._sampled
-        assert sampled is not None  # noqa: S101  # it would wait for ever
-        self._join()
-        if self._error is not None:
-            raise self._error
+        assert sampled is not None  # noqa: S101  # there would not be all verdicts
+        for call in self._calls:
+            call.result()
         each = [self._verdicts[index] for index in range(len(self._prompts))]
         texts = tuple(text for own, _ in each for text in own)
         results = tuple(result for _, own in each for result in own)
         return Judged(sampled.prompts, sampled.completions, texts, results), self._seconds
 
-    def _join(self) -> None:
-        # For ever at one go would overlook an interrupt that comes just ahead of the wait.
-        while not self._ended:
-            with suppress(Empty):
-                self._end.get(timeout=_AT_ONE_GO_S)
+    def _hand_over(self, groups: dict[int, Group]) -> None:
+        self._waiting.put(groups)
+        self._calls.append(self._thread.begin(self._judge_waiting))
 
-    def _run(self) -> None:
+    def _judge_waiting(self) -> None:
+        """Judges all groups that wait: those of later calls too, which then find none."""
+        batch: dict[int, Group] = {}
+        with suppress(Empty):
+            while True:
+                batch |= self._waiting.get_nowait()
+        if not batch or self._error is not None:
+            return
         try:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)  # a new thread would take the first
-            while batch := self._next():
-                started = time.perf_counter()
-                judged = self._judge(flatten([self._prompts[index] for index in batch], list(batch.values())))
-                for place, index in enumerate(batch):
-                    own = slice(place * self._group_size, (place + 1) * self._group_size)
-                    self._verdicts[index] = judged.texts[own], judged.results[own]
-                self._seconds += time.perf_counter() - started
-        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            started = time.perf_counter()
+            judged = self._judge(flatten([self._prompts[index] for index in batch], list(batch.values())))
+            for place, index in enumerate(batch):
+                own = slice(place * self._group_size, (place + 1) * self._group_size)
+                self._verdicts[index] = judged.texts[own], judged.results[own]
+            self._seconds += time.perf_counter() - started
+        except BaseException as error:
             self._error = error
-        self._ended = True
-        self._end.put(None)
-
-    def _next(self) -> dict[int, Group]:
-        """All groups that wait, as soon as there are any; none once there will be no more."""
-        batch = dict(self._waiting.get())
-        last = not batch
-        while not last:
-            try:
-                part = self._waiting.get_nowait()
-            except Empty:
-                break
-            last = not part
-            batch |= part
-        if last:
-            self._waiting.put({})  # found again when these are judged
-        return {} if self._left else batch
+            raise
 
 
 def _same(one: Sequence[Completion], other: Sequence[Completion]) -> bool:

@@ -36,6 +36,7 @@ from callbacks.benchmarks.options import infer_option, labelled
 from callbacks.benchmarks.tally import tally
 from datamodules.images import locate
 from lit_vlaa.answers import legible
+from lit_vlaa.hints import unreadable
 
 MAX_LINE = 1 << 20
 """Characters of one line of the file."""
@@ -160,7 +161,7 @@ class JSONLBenchmark(Benchmark):
                     if line.strip():
                         yield number, line
         except OSError as error:
-            raise ValueError(f"benchmark file {self.path}: {error.strerror or error}") from error
+            raise ValueError(f"benchmark file {self.path} {unreadable(self.path, error)}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: not UTF-8 text: {error}") from error
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from callbacks.evaluation.comparison_text import as_json, markdown, short_names
 from callbacks.evaluation.statistics import (
@@ -177,14 +175,10 @@ def run(words: Sequence[str]) -> int:
         UsageError: If an argument cannot work.
     """
     from lit_vlaa.checks import UsageError  # noqa: PLC0415 - the comparison itself knows nothing of the project
+    from lit_vlaa.flags import Flags  # noqa: PLC0415
 
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UsageError([message])
-
-    parser = Parser(
+    parser = Flags(
         prog="lit-vlaa eval compare",
-        allow_abbrev=False,
         description="Compares an evaluation with a baseline row by row: differences of accuracy (NEW less BASE; above "
         "0 NEW is better) for each benchmark and category with 95% confidence intervals, and McNemar's test.",
     )
@@ -192,14 +186,12 @@ def run(words: Sequence[str]) -> int:
         "base", metavar="BASE", type=Path, help="the baseline: a file of verdicts (.jsonl), or a folder with some"
     )
     parser.add_argument("new", metavar="NEW", type=Path, help="the same of the model that is held against it")
-    parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, help="write comparison.json, comparison.md and comparison.png here"
-    )
+    parser.add_argument("--output-dir", type=Path, help="write comparison.json, comparison.md and comparison.png here")
     parser.add_argument(
         "--name",
         help="which evaluation, where folders hold several: test, final, validate, step_100; default: the only one",
     )
-    given = parser.parse_args(words)
+    given = parser.read(words)
     try:
         report = compare(read_verdicts(given.base, given.name), read_verdicts(given.new, given.name))
         text = markdown(report, given.base, given.new)

@@ -8,9 +8,9 @@ from functools import partial
 
 from callbacks.benchmarks.interface import EvalRecord
 from callbacks.evaluation.responses import Answer
-from callbacks.evaluation.tasks import Tasks
 from lit_vlaa.prompts import PromptConfig, build_messages
 from lit_vlaa.protocols import AnsweringModule, ChatProcessor
+from lit_vlaa.tasks import Tasks
 from lit_vlaa.types import Prompt, Record, Sample, SamplingParams
 
 _KIND = "benchmark"

@@ -20,7 +20,7 @@ from callbacks.evaluation.responses import AnswerFile, read_answers, row_digest,
 from callbacks.evaluation.scoring import ScoredRow, Scorer
 from lit_vlaa.checks import UsageError
 from lit_vlaa.generation.protocol import EngineLostError
-from lit_vlaa.lost_engine import end_if_lost
+from lit_vlaa.lost_engine import Notice, end_if_lost
 from lit_vlaa.protocols import AnsweringModule
 from lit_vlaa.types import SamplingParams
 
@@ -106,7 +106,7 @@ class Runner:
         hidden = self.trainer.progress_bar_callback is None or rank > 0
         name = f"eval {scorer.benchmark.name}"
         failures: list[tuple[int, str]] = []
-        lost = ""
+        lost, notice = "", Notice()
         with (
             AnswerFile(folder, rank) as file,
             tqdm(total=len(own), desc=name, unit="row", disable=hidden, leave=False) as bar,
@@ -121,8 +121,11 @@ class Runner:
                         scorer.add(place, records[place], answer)
                     failures += [(places[row], reason) for row, reason in batch.failures]
                     bar.update(len(batch.answers) + len(batch.failures))
+                    if notice.given():
+                        break
             except EngineLostError as error:
                 lost = str(error)
+                notice.give()
         end_if_lost(self.trainer, lost)
         return failures
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from callbacks.benchmarks.interface import Benchmark, EvalRecord, Judge, Score
 from callbacks.evaluation.responses import Answer
-from callbacks.evaluation.tasks import Task, Tasks
+from lit_vlaa.tasks import Task, Tasks
 
 
 @dataclass(frozen=True, slots=True)

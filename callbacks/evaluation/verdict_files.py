@@ -58,7 +58,7 @@ def read_verdicts(path: Path, name: str | None = None) -> dict[Key, Verdict]:
                     f"{earlier.origin}; a row has one verdict in one evaluation"
                 )
     if not found:
-        raise ValueError(f"{path}: there is no row")
+        raise ValueError(f"{path}: there is no row; give what an evaluation wrote")
     return found
 
 
@@ -71,7 +71,7 @@ def _files(folder: Path, name: str | None) -> list[Path]:
     if not chosen:
         raise ValueError(
             f"{folder}: there is no {name or ''}.jsonl here or one level below"
-            + (f"; there are {', '.join(names)}" if names else "")
+            + (f"; there are {', '.join(names)}" if names else "; give what an evaluation wrote")
         )
     return chosen
 
@@ -98,7 +98,9 @@ def _rows(path: Path) -> Iterator[tuple[Key, Verdict]]:
                 if line.strip():
                     yield _row(line, origin)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+        from lit_vlaa.hints import unreadable  # noqa: PLC0415 - the comparison itself knows nothing of the project
+
+        raise ValueError(f"{path} {unreadable(path, error)}") from error
 
 
 def _row(line: bytes, origin: str) -> tuple[Key, Verdict]:

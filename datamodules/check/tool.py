@@ -65,7 +65,6 @@ def run(words: Sequence[str]) -> int:
 def _flags() -> Flags:
     parser = Flags(
         prog="lit-vlaa data check",
-        allow_abbrev=False,
         description="Looks at every row and every image of a data file: whether they can be read, how many tokens they "
         "take, what is there twice, which ground truths earn no reward. With the configuration of a stage, lengths are "
         "held against its limits. Exits with 1 when a run would stop at something.",

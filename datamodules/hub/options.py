@@ -11,6 +11,7 @@ from datamodules.hub.places import REPOSITORY, SPLIT_FILES, UNUSED, Split, used_
 from datamodules.sources import SOURCES
 from lit_vlaa.checks import UsageError
 from lit_vlaa.flags import Flags
+from lit_vlaa.hints import missing
 
 
 def parser() -> Flags:
@@ -102,7 +103,7 @@ def check_own(own: Sequence[tuple[str, Path]], sources: Sequence[str]) -> None:
         if name not in sources:
             raise UsageError([f"--{name} {path} is of no use while --sources leaves {name} out"])
         if not path.exists():
-            raise UsageError([f"--{name} {path} does not exist; seen from {Path.cwd()}"])
+            raise UsageError([f"--{name} {path} {missing(path)}"])
         try:
             usable = path.is_dir() or (path.is_file() and is_archive(path))
         except OSError as error:

@@ -72,7 +72,7 @@ def export(
         raise ValueError(f"--config: {parsed['model']['class_path']} has no backbone to export")
     path = starting_points(checkpoint)[-1]
     if fault := problem(path):
-        raise ValueError(f"{path} {fault}")
+        raise ValueError(f"CHECKPOINT {path} {fault}; give the .ckpt file of a run, or a folder of sharded FSDP2")
     found = [score for file in scores for score in read_scores(file)] if scores else _own_scores(config[-1])
     stored = _header(path)
     trained = backbone_of(arguments["backbone"])

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_vlaa.hints import missing
+
 _LAST_FIRST = ("test", "final")
 """Labels of a summary's rows that are preferred to the last one."""
 
@@ -61,7 +63,7 @@ def read_scores(path: Path) -> list[Score]:
     elif path.is_file():
         found = _of_file(path)
     else:
-        raise ValueError(f"--scores {path} does not exist")
+        raise ValueError(f"--scores {path} {missing(path)}")
     if not found:
         raise ValueError(
             f"--scores {path}: no evaluation in it; give a summary.json of BenchmarkEvaluation, or the log folder of "

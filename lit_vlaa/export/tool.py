@@ -13,6 +13,7 @@ from pathlib import Path
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.export.run_files import config_beside
 from lit_vlaa.flags import Flags, make_folder
+from lit_vlaa.hints import missing
 
 SEPARATOR = "::"
 """As `lit_vlaa.backbone.adapter_state.SEPARATOR`, which imports PyTorch."""
@@ -59,14 +60,13 @@ def flags() -> Flags:
     """The command's flags."""
     parser = Flags(
         prog="lit-vlaa export",
-        allow_abbrev=False,
         description="Writes a checkpoint's policy as a model folder in the Hub's layout: safetensors, tokenizer, image "
         "settings, a chat template that begins with the system prompt of training, generation settings, a model card, "
         "and the run's configuration. Adapters are added to the weights. The folder loads in transformers, and goes "
         "to the Hub with `hf upload`.",
     )
     add = parser.add_argument
-    add("checkpoint", help="a .ckpt file, or a folder of sharded FSDP2")
+    add("checkpoint", metavar="CHECKPOINT", help="a .ckpt file, or a folder of sharded FSDP2")
     add("--output-dir", type=Path, required=True, help="folder to write; it must not be there, or be empty")
     add(
         "--config",
@@ -103,7 +103,7 @@ def _check(given: Namespace) -> None:
         raise UsageError([f"--max-shard-gb must be positive, got {given.max_shard_gb:g}"])
     path = Path(given.checkpoint.rpartition(SEPARATOR)[2])
     if not path.exists():
-        raise UsageError([f"{path}: there is no such checkpoint"])
+        raise UsageError([f"CHECKPOINT {path} {missing(path)}"])
     out = given.output_dir.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError([f"--output-dir {given.output_dir} is there already; name another, or remove it"])

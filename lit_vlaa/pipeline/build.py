@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.flags import Flags
 from lit_vlaa.pipeline.config import STEPS, load
 from lit_vlaa.pipeline.dry_run import plan
 from lit_vlaa.pipeline.folder import locked, refuse_foreign
 from lit_vlaa.pipeline.interrupts import InterruptedBuildError
 from lit_vlaa.pipeline.run import Build
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError([message])
 
 
 def run(words: Sequence[str]) -> int:
@@ -36,9 +30,8 @@ def run(words: Sequence[str]) -> int:
         UsageError: If something in the configuration or the sources cannot work.
         RunStoppedError: If an endpoint is lost, replies are missing, or a step rejects everything.
     """
-    parser = _Parser(
+    parser = Flags(
         prog="lit-vlaa data build",
-        allow_abbrev=False,
         description="Builds SFT and RL splits with reasoning traces from images, questions and answers: metadata, "
         "caption, distil, rewrite, verify, curate. Each step asks a model of its own behind an OpenAI-compatible "
         "endpoint. A step that is done is not run again unless its input, settings or prompt changed; replies are "
@@ -55,7 +48,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="estimate requests, tokens and cost of each step; ask nothing"
     )
-    given = parser.parse_args([_dashed(word) for word in words])
+    given = parser.read(words)
     shard = None if given.shard is None else _shard(given.shard)
     if shard is not None and (given.merge or given.only == "curate"):
         raise UsageError([f"--shard does not go with {'--merge' if given.merge else '--only curate'}"])
@@ -84,12 +77,6 @@ def run(words: Sequence[str]) -> int:
         )
         return 128 + (stop.signum if isinstance(stop, InterruptedBuildError) else signal.SIGINT)
     return 0
-
-
-def _dashed(word: str) -> str:
-    """`--output_dir` as `--output-dir`: both spellings of a flag work."""
-    flag, equals, value = word.partition("=")
-    return f"{flag.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
 
 
 def _shard(text: str) -> tuple[int, int]:

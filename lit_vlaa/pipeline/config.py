@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.endpoints.settings import EndpointConfig
+from lit_vlaa.hints import hint, unknown_option, unreadable
 from lit_vlaa.traces import CUES, Matching
 from lit_vlaa.yaml_files import TOO_LARGE, too_large
 
@@ -214,6 +215,15 @@ class BuildConfig:
         return {**own, "endpoint": endpoint.sampling(), "prompt": None}
 
 
+class _Keys(ArgumentParser):
+    """Says what was probably meant by an unknown key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        option = unknown_option(message)
+        known = (flag.lstrip("-") for flag in self._option_string_actions)
+        super().error(message if option is None else f"{message}{hint(option, known)}", ex)
+
+
 def load(path: Path) -> BuildConfig:
     """Reads the configuration.
 
@@ -225,12 +235,12 @@ def load(path: Path) -> BuildConfig:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError([f"--config {path} cannot be read: {error.strerror or error}"]) from error
+        raise UsageError([f"--config {path} {unreadable(path, error)}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError([f"--config {path} is no YAML: {' '.join(str(error).split())[:300]}"]) from error
     if not isinstance(given, dict):
         raise UsageError([f"--config {path} must hold keys such as sources and image_root"])
-    parser = ArgumentParser(exit_on_error=False)
+    parser = _Keys(exit_on_error=False)
     parser.add_class_arguments(BuildConfig, "build")
     try:
         config: BuildConfig = parser.instantiate(parser.parse_object({"build": given})).build

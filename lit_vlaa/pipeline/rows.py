@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from lit_vlaa.digests import sha256_of
 from lit_vlaa.endpoints.completions import Usage
+from lit_vlaa.hints import unreadable
 from lit_vlaa.pipeline.config import STEPS
 from lit_vlaa.prompts import format_response
 from lit_vlaa.rewards.scorers.wire import printable
@@ -223,4 +224,4 @@ def file_digest(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ValueError(f"{path} {unreadable(path, error)}") from error

@@ -20,6 +20,7 @@ from lit_vlaa.backbone.adapter_state import starting_points
 from lit_vlaa.checkpoints import is_sharded_checkpoint
 from lit_vlaa.export.model_card import CONFIG_NAME
 from lit_vlaa.export.run_files import config_beside, value_at
+from lit_vlaa.hints import missing
 from lit_vlaa.perplexity_module import for_scoring
 from lit_vlaa.prompts import PromptConfig, build_messages
 from lit_vlaa.run_config import backbone_of, read_config
@@ -155,7 +156,7 @@ def load(settings: Settings, *, device: str) -> Policy:
 
 def _check_place(model: str, path: Path, *, trained: bool) -> None:
     if trained and not path.exists():
-        raise ValueError(f"MODEL {path}: there is no such checkpoint")
+        raise ValueError(f"MODEL {path} {missing(path)}")
     if not trained and path.is_file():
         raise ValueError(f"MODEL {path} is a file, but no .ckpt; a model in the Hub's layout is named by its folder")
     if not trained and path.is_dir() and not (path / "config.json").is_file():

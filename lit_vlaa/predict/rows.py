@@ -15,6 +15,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from datamodules.images import ImageError, open_rgb, read_size, relative_path
 from lit_vlaa.answers import extract_answer
 from lit_vlaa.generation import CachedGenerator, RolloutKey
+from lit_vlaa.hints import missing, unreadable
 from lit_vlaa.predict.answers import Answers
 from lit_vlaa.predict.policy import Policy
 from lit_vlaa.traces import thinking_span
@@ -50,11 +51,13 @@ def read_questions(file: Path) -> list[Record]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8-sig") as lines:
-        try:
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
             yield from lines
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--rows {file}: is no UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--rows {file}: is no UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ValueError(f"--rows {file} {unreadable(file, error)}") from error
 
 
 def _record(line: str, origin: str, name: str) -> Record:
@@ -181,7 +184,7 @@ def image_of(file: Path, max_pixels: int) -> Image:
     """
     found = file.resolve()
     if not found.is_file():
-        fault = "is a folder; name a picture" if found.is_dir() else f"does not exist; seen from {Path.cwd()}"
+        fault = "is a folder; name a picture" if found.is_dir() else missing(file)
         raise ValueError(f"--image {file} {fault}")
     try:
         return open_rgb(found.parent, found.name, max_pixels=max_pixels)

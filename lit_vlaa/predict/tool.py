@@ -57,7 +57,6 @@ def flags() -> Flags:
     """The command's flags."""
     parser = Flags(
         prog="lit-vlaa predict",
-        allow_abbrev=False,
         description="Answers one question on images, written as it comes, or a JSON Lines file of them, as the model "
         "was asked in training. On several GPUs, and on rows in the form of VLAA-Thinking, use `lit-vlaa predict "
         "--config ...`, Lightning's command. Flags of `lit-vlaa fit` are taken too (--model.sampling.temperature 0, "

@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from datamodules.check.settings import MAX_IMAGE_PIXELS
 from lit_vlaa.checks import UsageError, find_problems
+from lit_vlaa.hints import missing
 from lit_vlaa.perplexity_module import Model, for_scoring
 from lit_vlaa.prompts import PromptConfig
 from lit_vlaa.run_config import backbone_of, read_config
@@ -136,7 +137,7 @@ def _facts(given: Any, config: Any, model: Model, digest: str) -> dict[str, Any]
     if model.init_from is not None:
         path = Path(model.init_from)
         if not path.exists():
-            raise ValueError(f"--models {path} does not exist; seen from {Path.cwd()}")
+            raise ValueError(f"--models {path} {missing(path)}")
         stat = path.stat()
         checkpoint = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
     return {

@@ -59,7 +59,6 @@ def flags() -> Flags:
     """The command's own flags."""
     parser = Flags(
         prog="lit-vlaa data select",
-        allow_abbrev=False,
         description="Keeps the rows whose responses have the highest perplexity, averaged over models: the paper's "
         "25K, 10K and 5K, each a part of the larger. Or the lowest, or a random subset; of all rows, or of those with "
         "or without aha cues. Interrupted, the same command goes on where it was. Flags of `lit-vlaa fit` "

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lit_vlaa.checks import PreemptedExit, UsageError
+from lit_vlaa.flags import Flags
 from lit_vlaa.study.config import StudyFile, read
 
 
-class _Parser(argparse.ArgumentParser):
-    """Flags of a tool, in both spellings."""
-
-    def __init__(self, name: str, description: str) -> None:
-        super().__init__(prog=f"lit-vlaa study {name}", allow_abbrev=False, description=description)
-        self.flag(
-            "--config", type=Path, required=True, metavar="FILE", help="the study file, such as configs/study/tiny.yaml"
-        )
-        self.flag("--output_dir", type=Path, metavar="FOLDER", help="folder of the study; default: the study file's")
-
-    def flag(self, name: str, **options: object) -> None:
-        """Adds a flag that may be written with - or _."""
-        spellings = dict.fromkeys([name, f"--{name[2:].replace('_', '-')}"])
-        self.add_argument(*spellings, **options)  # type: ignore[arg-type]
-
-    def error(self, message: str) -> NoReturn:
-        """Reports without the usage."""
-        raise UsageError([message])
+def _flags(name: str, description: str) -> Flags:
+    parser = Flags(prog=f"lit-vlaa study {name}", description=description)
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="the study file, such as configs/study/tiny.yaml"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="FOLDER", help="folder of the study; default: the study file's"
+    )
+    return parser
 
 
 def run(words: Sequence[str]) -> int:
@@ -47,19 +38,20 @@ def run(words: Sequence[str]) -> int:
         RunStoppedError: If a job fails.
         PreemptedExit: If a signal ended the run.
     """
-    parser = _Parser(
+    parser = _flags(
         "run",
         "Runs a study: makes the data, trains and evaluates every arm with every seed, and writes a report. Refuses "
         "arms that differ in anything that the study file does not declare. Jobs that have ended are not run again; "
         "one that was interrupted goes on from its last checkpoint.",
     )
     _choice(parser)
-    parser.flag("--job", metavar="ID", help="run this job alone (see `study plan`), or `prepare`, or `report`")
-    parser.flag("--other_code", action="store_true", help="go on though this program has changed since the study began")
-    given = parser.parse_args(words)
+    parser.add_argument("--job", metavar="ID", help="run this job alone (see `study plan`), or `prepare`, or `report`")
+    parser.add_argument(
+        "--other-code", action="store_true", help="go on though this program has changed since the study began"
+    )
+    given, study = _read(parser, words)
     if given.job is not None and (given.seeds is not None or given.arms is not None):
         raise UsageError(["--job is one job; leave --seeds and --arms out"])
-    study = read(given.config, given.output_dir)
     from lit_vlaa.study.runner import Runner, StudyInterruptedError, look  # noqa: PLC0415  # --help needs none of it
 
     runner = Runner(look(study), other_code=given.other_code, command=_again(study, given.output_dir))
@@ -86,13 +78,12 @@ def plan(words: Sequence[str]) -> int:
     Raises:
         UsageError: If the study cannot work, or its arms are not matched.
     """
-    parser = _Parser(
+    parser = _flags(
         "plan",
         "Shows a study's jobs, their commands, what differs between arms and how much was found equal. Runs nothing.",
     )
     _choice(parser)
-    given = parser.parse_args(words)
-    study = read(given.config, given.output_dir)
+    given, study = _read(parser, words)
     from lit_vlaa.study.overview import overview  # noqa: PLC0415  # --help needs none of it
     from lit_vlaa.study.runner import look  # noqa: PLC0415
 
@@ -116,21 +107,20 @@ def slurm(words: Sequence[str]) -> int:
     Raises:
         UsageError: If the study cannot work, or its arms are not matched.
     """
-    parser = _Parser(
+    parser = _flags(
         "slurm",
         "Writes an array script and submit.sh below the study's folder. submit.sh submits the jobs level by level: "
         "those of a level run at the same time, each on one machine, and after those of the level before. Submitting "
         "again goes on with what is left.",
     )
-    parser.flag(
+    parser.add_argument(
         "--sbatch",
         nargs="*",
         default=[],
         metavar="OPTION",
         help="options of sbatch for each job, without the leading dashes, such as gpus=8 time=12:00:00 partition=big",
     )
-    given = parser.parse_args(words)
-    study = read(given.config, given.output_dir)
+    given, study = _read(parser, words)
     from lit_vlaa.study.runner import look  # noqa: PLC0415  # --help needs none of it
     from lit_vlaa.study.slurm import write_scripts  # noqa: PLC0415
 
@@ -139,9 +129,14 @@ def slurm(words: Sequence[str]) -> int:
     return 0
 
 
-def _choice(parser: _Parser) -> None:
-    parser.flag("--seeds", type=int, nargs="+", metavar="SEED", help="only these seeds; default: all")
-    parser.flag("--arms", nargs="+", metavar="ARM", help="only these arms and what they need; default: all")
+def _read(parser: Flags, words: Sequence[str]) -> tuple[Namespace, StudyFile]:
+    given = parser.read(words)
+    return given, read(given.config, given.output_dir)
+
+
+def _choice(parser: Flags) -> None:
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these seeds; default: all")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms and what they need; default: all")
 
 
 def _again(study: StudyFile, output_dir: Path | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.hints import unreadable
 from lit_vlaa.study.claims import read_options
 from lit_vlaa.yaml_files import TOO_LARGE, too_large
 
@@ -105,7 +106,7 @@ def read(path: Path, output_dir: Path | None = None) -> StudyFile:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
-            [f"--config {path}: {error.strerror}; give a study file, such as configs/study/tiny.yaml"]
+            [f"--config {path} {unreadable(path, error)}; give a study file, such as configs/study/tiny.yaml"]
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError([f"{path} is not YAML: {' '.join(str(error).split())}"]) from error

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lit_vlaa.hints import unreadable
+
 _MOST_BYTES = 1 << 28
 
 T = TypeVar("T")
@@ -41,7 +43,11 @@ def read_object(path: Path, hint: str) -> Mapping[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; {hint}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except NotADirectoryError:
+        raise ValueError(f"{path.parent} is a file; {hint}") from None
+    except OSError as error:
+        raise ValueError(f"{path} {unreadable(path, error)}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{path}: a JSON object is expected, got {type(found).__name__}")  # noqa: TRY004

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -11,9 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lit_vlaa.checks import UsageError, one_line
+from lit_vlaa.flags import Flags
 from lit_vlaa.study.responses import ScoredResponse, read_responses
 from lit_vlaa.whole_files import replacing
 
@@ -35,7 +35,9 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UsageError: If an argument, the configuration or a file cannot work.
     """
-    given, rest = _parser().parse_known_args(words)
+    given, rest = _parser().read_beside(words)
+    if given.output.is_dir():
+        raise UsageError([f"--output {given.output} is a folder; name a file in it"])
     flags = [f"--config={path}" for path in given.config]
     flags += rest
     if given.init_from is not None:
@@ -61,14 +63,9 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UsageError([message])
-
-    parser = Parser(
+def _parser() -> Flags:
+    parser = Flags(
         prog="lit-vlaa study perplexity",
-        allow_abbrev=False,
         description="Writes for each response the sum of -log p over its tokens under the model that a configuration "
         "starts from, as it reads the row's image and question. Takes the flags of `lit-vlaa test` too; "
         "model, prompt, pixels and files come from --config. Interrupted, the same command goes on.",
@@ -78,15 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, action="append", required=True, help="configuration of a stage; several are laid over"
     )
-    parser.add_argument(
-        "--init_from", "--init-from", help="checkpoint with the weights; default: the configuration's, if it has one"
-    )
+    parser.add_argument("--init-from", help="checkpoint with the weights; default: the configuration's, if it has one")
     parser.add_argument(
         "--part", choices=("response", "thinking"), default="response", help="tokens that count (default: response)"
     )
-    parser.add_argument(
-        "--batch_size", "--batch-size", type=int, help="rows that are read and written together; default: the data's"
-    )
+    parser.add_argument("--batch-size", type=int, help="rows that are read and written together; default: the data's")
     return parser
 
 

@@ -38,6 +38,22 @@ class Job:
     """Of what decides its result: its configuration, seed, data, and the same of the jobs that it needs."""
 
 
+def refuse_unknown(
+    seeds: Sequence[int] | None, arms: Sequence[str] | None, *, known_seeds: Sequence[int], known_arms: Sequence[str]
+) -> None:
+    """Looks at what `--seeds` and `--arms` name.
+
+    Raises:
+        UsageError: If an arm or a seed is not in the study.
+    """
+    for seed in seeds or ():
+        if seed not in known_seeds:
+            raise UsageError([f"--seeds {seed}: the study has seeds {', '.join(map(str, known_seeds))}"])
+    for arm in arms or ():
+        if arm not in known_arms:
+            raise UsageError([f"--arms {arm}: there is no such arm; {near(arm, known_arms)}"])
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All jobs, each after those that it needs."""
@@ -65,12 +81,7 @@ class Plan:
         """
         known_seeds = list(dict.fromkeys(seed for _, seed, _ in self.evaluations))
         known_arms = list(dict.fromkeys(arm for arm, _, _ in self.evaluations))
-        for seed in seeds or ():
-            if seed not in known_seeds:
-                raise UsageError([f"--seeds {seed}: the study has seeds {', '.join(map(str, known_seeds))}"])
-        for arm in arms or ():
-            if arm not in known_arms:
-                raise UsageError([f"--arms {arm}: there is no such arm; {near(arm, known_arms)}"])
+        refuse_unknown(seeds, arms, known_seeds=known_seeds, known_arms=known_arms)
         return tuple(
             job
             for job in self.jobs

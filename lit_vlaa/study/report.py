@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.flags import Flags
 from lit_vlaa.whole_files import replacing
 
 FOLDER = "report"
@@ -63,22 +62,14 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UsageError: If an argument cannot work.
     """
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UsageError([message])
-
-    parser = Parser(
+    parser = Flags(
         prog="lit-vlaa study report",
-        allow_abbrev=False,
         description="Writes the report of a study, ended or not, from its folder: scores with intervals, verdicts on "
         "the paper's claims, curves, traces side by side. The same folder gives the same bytes.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output_dir of `lit-vlaa study run`")
-    parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, help="where to write; default: the folder `report` in FOLDER"
-    )
-    given = parser.parse_args(words)
+    parser.add_argument("--output-dir", type=Path, help="where to write; default: the folder `report` in FOLDER")
+    given = parser.read(words)
     try:
         page = write_report(given.folder, given.output_dir)
     except (ValueError, OSError) as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_vlaa.hints import unreadable
 from lit_vlaa.types import FinishReason
 
 MAX_LINE_BYTES = 1 << 24
@@ -70,7 +71,7 @@ def read_responses(path: Path | str) -> list[ScoredResponse]:
     if not given.is_dir():
         found = list(_rows(given))
         if not found:
-            raise ValueError(f"{given}: there is no row")
+            raise ValueError(f"{given}: there is no row; give what an evaluation wrote")
         return found
     files = [file for file in _candidates(given) if file.name == OWN_FILE or _holds_verdicts(file)]
     if not files:
@@ -85,7 +86,7 @@ def read_responses(path: Path | str) -> list[ScoredResponse]:
                 )
             rows.append(row)
     if not rows:
-        raise ValueError(f"{given}: there is no row")
+        raise ValueError(f"{given}: there is no row; give what an evaluation wrote")
     return rows
 
 
@@ -118,7 +119,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 if line.strip():
                     yield f"{path}:{number}", line
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ValueError(f"{path} {unreadable(path, error)}") from error
 
 
 def _rows(path: Path) -> Iterator[ScoredResponse]:

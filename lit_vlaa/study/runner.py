@@ -22,7 +22,7 @@ from lit_vlaa.study.matching import check
 from lit_vlaa.study.origins import note_begin, refuse_mixed
 from lit_vlaa.study.outcome import finish, is_done, keep_seconds, log_end, seconds_of, seconds_so_far
 from lit_vlaa.study.overlap import overlaps
-from lit_vlaa.study.plan import Job, Plan
+from lit_vlaa.study.plan import Job, Plan, refuse_unknown
 from lit_vlaa.study.plan import build as build_plan
 
 PREPARE, REPORT = "prepare", "report"
@@ -81,9 +81,10 @@ class Runner:
         """Runs what is left of the study, or of some seeds and arms; writes the report after the last job.
 
         Raises:
-            UsageError: If the folder holds another study, or another process runs it.
+            UsageError: If there is no such arm or seed, the folder holds another study, or another process runs it.
             RunStoppedError: If a job fails, or the run is told to stop.
         """
+        refuse_unknown(seeds, arms, known_seeds=self.study.seeds, known_arms=tuple(self.study.arms))
         with locked(self.folder / ".study.lock", f"the study in {self.folder}"):
             manifests.read(self.folder)
             self._prepare(again=False)

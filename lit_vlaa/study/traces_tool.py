@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.flags import Flags
+from lit_vlaa.hints import unreadable
 from lit_vlaa.study.responses import OWN_FILE, read_responses
 from lit_vlaa.study.tables import CORRECT_FROM, Measured, aggregate, measured
 from lit_vlaa.study.trace_report import cases, markdown, picture
@@ -29,7 +30,7 @@ def run(words: Sequence[str]) -> int:
     Raises:
         UsageError: If an argument cannot work.
     """
-    given = _parser().parse_args(words)
+    given = _parser().read(words)
     names = given.names or default_names(given.responses)
     if len(names) != len(given.responses):
         raise UsageError([f"--names gives {len(names)} name(s) for {len(given.responses)} file(s); give one for each"])
@@ -39,8 +40,8 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(
             [f"--perplexity gives {len(given.perplexity)} file(s) for {len(names)} of responses; give one for each"]
         )
-    if not math.isfinite(given.correct_from):
-        raise UsageError([f"--correct-from must be a finite number, got {given.correct_from}"])
+    if not 0 < given.correct_from < math.inf:
+        raise UsageError([f"--correct-from must be a positive number, got {given.correct_from}"])
     arms: dict[str, list[Measured]] = {}
     try:
         for place, (name, path) in enumerate(zip(names, given.responses, strict=True)):
@@ -55,14 +56,9 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UsageError([message])
-
-    parser = Parser(
+def _parser() -> Flags:
+    parser = Flags(
         prog="lit-vlaa study traces",
-        allow_abbrev=False,
         description="Measures saved responses: length, aha cues, hesitation, repetition, self-contradiction, form, and "
         "error rates with and without each, by source and kind. Definitions: docs/traces.md.",
     )
@@ -75,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "one for each arm",
     )
     parser.add_argument("--names", nargs="+", help="names of the arms, in the order of the files; default: the files'")
-    parser.add_argument(
-        "--output-dir", "--output_dir", type=Path, help="write traces.json, traces.md, traces.png and cases.md here"
-    )
+    parser.add_argument("--output-dir", type=Path, help="write traces.json, traces.md, traces.png and cases.md here")
     parser.add_argument(
         "--perplexity",
         type=Path,
@@ -86,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--correct-from",
-        "--correct_from",
         type=float,
         default=CORRECT_FROM,
         help=f"score from which a response counts as right (default: {CORRECT_FROM})",
@@ -125,7 +118,7 @@ def read_nll(path: Path) -> dict[tuple[str, str], tuple[float, int]]:
                     raise ValueError(f"{path}:{number}: not a line of perplexities; write the file anew")
                 found[key] = value
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ValueError(f"{path} {unreadable(path, error)}") from error
     return found
 
 

@@ -101,7 +101,7 @@ def _problem(given: tuple[str, ...]) -> str:
             _parse(words)
     except UsageError as error:
         text = "; ".join(error.problems)
-        return "" if left_out and "required" in text else text
+        return "" if left_out and re.match("needed|.*required", text) else text
     except SystemExit as stop:
         return "" if not stop.code else f"exit code {stop.code}"
     return ""

@@ -312,7 +312,7 @@ def test_wrong_use_is_said_in_one_line(
             (("--shard=1/2", "--only=curate"), 2, "--shard does not go with --only curate"),
             (("--merge", "--only=curate"), 2, "--merge does not go with --only"),
             (("--limit=0",), 2, "--limit must be at least 1"),
-            (("--only=rest",), 2, "argument --only: invalid choice: 'rest'"),
+            (("--only=rest",), 2, "--only: invalid choice: 'rest'"),
             (("--only=rewrite",), 2, "step rewrite needs step distil, which is not done in"),
             (("--merge",), 2, "there: none; run those that are missing"),
             (("--dry-run", "--merge"), 2, "--dry-run does not go with --merge"),
@@ -324,7 +324,7 @@ def test_wrong_use_is_said_in_one_line(
             assert len(lines) == 1
             assert said in lines[0]
         assert build(gone, tmp_path / "other") == 2
-        assert "rows.jsonl cannot be read: No such file" in capsys.readouterr().err
+        assert "rows.jsonl does not exist; seen from" in capsys.readouterr().err
         keyed = make_config(tmp_path, url, distil__endpoint__api_key_env="BUILD_TEST_NO_KEY")
         monkeypatch.delenv("BUILD_TEST_NO_KEY", raising=False)
         assert build(keyed, out) == 2

@@ -233,7 +233,7 @@ def any_left(group: int) -> bool:
         (["--data-file", "FILE", "--against", "/nowhere"], "--against /nowhere does not exist"),
         (["--data-file", "FILE", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["--data-file", "FILE", "--max-image-pixels", "0"], "--max-image-pixels must be at least 1, got 0"),
-        (["--data-file", "FILE", "--output-dir", "FILE"], "cannot be made: File exists"),
+        (["--data-file", "FILE", "--output-dir", "FILE"], "is a file; name a folder"),
         (["--data-file", "FILE", "--config", "CONFIG"], "--image-root /none is no folder, as --config has it"),
         (["--data-file", "FILE", "--split", "rl"], "--split: invalid choice: 'rl'"),
         (

@@ -332,7 +332,7 @@ def test_a_broken_image(data: SyntheticPaths, tmp_path: Path, capsys: pytest.Cap
     [
         (["--models", "none.ckpt"], "--models none.ckpt does not exist; seen from"),
         (["--models", "{folder}/no_model"], "no_model: "),
-        (["--random", "--output-dir", "{folder}/set-20.json"], "set-20.json cannot be made: File exists"),
+        (["--random", "--output-dir", "{folder}/set-20.json"], "set-20.json is a file; name a folder"),
         (["--models", "tiny", "--trainer.precision=16-mixed"], "--trainer.precision 16-mixed does not work"),
         (["--random", "--name", "{stem}", "--output-dir", "{folder}"], "would overwrite --data-file; give others"),
     ],

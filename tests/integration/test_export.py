@@ -299,13 +299,13 @@ def test_what_cannot_be_exported_is_named(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("mine")
     for words, message in (
-        (["export", str(tmp_path / "nothing.ckpt"), out], "there is no such checkpoint"),
+        (["export", str(tmp_path / "nothing.ckpt"), out], "nothing.ckpt does not exist; seen from "),
         (["export", str(alone), out], "name the run's configuration with --config"),
-        (["export", str(alone), out, config], "cut off"),
+        (["export", str(alone), out, config], "cut off; give the .ckpt file of a run"),
         (["export", str(runs["weights"]), f"--output-dir={tmp_path / 'full'}"], "is there already"),
         (["export", str(runs["weights"]), out, "--max-shard-gb=0"], "must be positive"),
         (["export", str(runs["weights"]), out, "--max-shard-gb=nan"], "must be positive"),
-        (["export", str(runs["weights"]), f"--output-dir={alone}/out"], "cannot be made"),
+        (["export", str(runs["weights"]), f"--output-dir={alone}/out"], "is a file; name a folder"),
         (["export", str(runs["weights"]), out, f"--scores={tmp_path / 'no.json'}"], "does not exist"),
     ):
         assert lit(*words) == 2

@@ -243,7 +243,7 @@ def test_other_settings_do_not_go_on_in_the_same_file(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("no.ckpt", "MODEL no.ckpt: there is no such checkpoint"),
+        ("no.ckpt", "MODEL no.ckpt does not exist; seen from "),
         ("rows.jsonl", "is a file, but no .ckpt"),
         (".", "is a folder without config.json"),
         ("./no/such/folder", "there is no such file or folder"),

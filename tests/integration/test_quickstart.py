@@ -131,6 +131,10 @@ def test_a_stage_that_fails_is_named(
     (tmp_path / "text").write_text("in the way")
     assert lit("quickstart", f"--output-dir={tmp_path}", f"--data-dir={tmp_path / 'text'}") == 2
     assert "stopped in its stage data" in capsys.readouterr().err
+    assert lit("quickstart", f"--output-dir={tmp_path}", "--seed=-3") == 2
+    captured = capsys.readouterr()
+    assert "--seed must be from 0 to 4294967295, got -3" in captured.err
+    assert not captured.out  # before any stage
 
 
 def test_without_the_repository_it_says_so(

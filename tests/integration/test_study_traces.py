@@ -211,16 +211,17 @@ def test_names_of_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none.jsonl"], "none.jsonl: cannot be read"),
+        (["none.jsonl"], "none.jsonl does not exist; seen from"),
         (["FILE", "--names", "a", "b"], "--names gives 2 name(s) for 1 file(s)"),
         (["FILE", "FILE", "--names", "a", "a"], "are not all different"),
         (["FILE", "--perplexity", "FILE", "FILE"], "--perplexity gives 2 file(s) for 1 of responses"),
         (["FILE", "--perplexity", "FILE"], "FILE:1: not a line of perplexities; write the file anew"),
-        (["FILE", "--perplexity", "none"], "none: cannot be read"),
-        (["FILE", "--correct-from", "nan"], "--correct-from must be a finite number"),
-        ([], "the following arguments are required: RESPONSES"),
+        (["FILE", "--perplexity", "none"], "none does not exist; seen from"),
+        (["FILE", "--correct-from", "nan"], "--correct-from must be a positive number, got nan"),
+        (["FILE", "--correct-from=-1"], "--correct-from must be a positive number, got -1"),
+        ([], "needed: RESPONSES"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_arguments_of_traces_that_cannot_work(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -167,6 +167,7 @@ def test_two_ranks_that_the_command_starts_itself(strategy: list[str], tmp_path:
         (["--trainer.inference_mode", "true"], "use --trainer.inference_mode false"),
         (["--trainer.accelerator", "abacus"], "--trainer.accelerator abacus is unknown; use one of auto, "),
         (["--trainer.devices", "0"], "--trainer.devices 0 asks for no device"),
+        (["--trainer.devices=-3"], "--trainer.devices -3 asks for no device"),
         (["--ckpt_path", "no/such.ckpt"], "--ckpt_path no/such.ckpt does not exist"),
         (["--model.lrr", "3"], "--model.lrr: there is no such option"),
         (["--model.optim.lr", "abc"], "--model.optim.lr: expected float, got abc"),
@@ -317,7 +318,7 @@ def test_tool_errors_are_one_line(calls: list[dict[str, Any]], capsys: pytest.Ca
     assert refused(capsys, [*start, "--item-count", "few"]) == "--item_count: expected int, got few"
     assert refused(capsys, [*start, "--item-count", "-1"]) == "--item-count must not be negative, got -1"
     assert "unrecognized arguments: --nope" in refused(capsys, [*start, "--nope", "1"])
-    assert refused(capsys, [*start, "--item-cuont", "1"]).endswith("; did you mean --item_count?")
+    assert refused(capsys, [*start, "--item-cuont", "1"]).endswith("; did you mean --item-count?")
     assert "No module named 'no_such_module'" in refused(capsys, ["lost"])
 
 

@@ -351,7 +351,7 @@ def test_gpus_are_described_and_their_memory_taken(
 
 def test_without_a_gpu_it_asks_for_its_size(seen: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor(TINY) == 0
-    assert "no GPU is visible: give --memory_gb" in capsys.readouterr().out
+    assert "no GPU is visible: give --memory-gb" in capsys.readouterr().out
 
 
 def test_what_fit_would_refuse_is_said(seen: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,4 +428,4 @@ def test_errors_are_those_of_fit(words: list[str], message: str, capsys: pytest.
 
 def test_help_names_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor("--help") == 0
-    assert "--memory_gb" in capsys.readouterr().out
+    assert "--memory-gb" in capsys.readouterr().out

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from callbacks.evaluation.preflight import run as look_at_benchmarks
 from datamodules.synthetic import SyntheticPaths, write_dataset
+from helpers.benchmark_files import benchmark_rows, write_benchmark
 from lit_vlaa.backbone import BackboneConfig
 from lit_vlaa.backbone.config import LoRAConfig
 from lit_vlaa.cli import main
 from lit_vlaa.memory import Tensor
 from lit_vlaa.placement import batch_problems, checkpoint_bytes, disk_lines, free_bytes, kept_checkpoints
-from lit_vlaa.preflight import look_at_rows
+from lit_vlaa.preflight import look_at_callbacks, look_at_rows
 from unit.test_memory import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +116,96 @@ def test_a_data_module_is_known_by_its_class_path_alone() -> None:
     (line,), stops = look_at_rows(none, 7)
     assert not stops
     assert "pathlib.Path names no function" in line
+
+
+def benchmark(**options: Any) -> dict[str, Any]:
+    return {"class_path": "callbacks.BenchmarkEvaluation", "init_args": options}
+
+
+def own_benchmark(path: str) -> dict[str, Any]:
+    return {"class_path": "callbacks.benchmarks.JSONLBenchmark", "init_args": {"path": path}}
+
+
+def test_files_of_benchmarks_are_looked_at(
+    data: SyntheticPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_benchmark(tmp_path, "wemath")
+    (tmp_path / "good.jsonl").write_text('{"question": "How many?", "answer": 3}\n')
+    (tmp_path / "bad.jsonl").write_text('{"question": "How many?", "answer": 3}\n{"question": "Which?"}\n')
+    custom = [own_benchmark(f"{name}.jsonl") for name in ("good", "bad", "gone")]
+    callback = benchmark(benchmarks=["wemath", "mathvista"], custom=custom, data_dir=str(tmp_path))
+    config = tmp_path / "own.yaml"
+    config.write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    assert doctor("sft", data, f"--config={config}", "--rows=1") == 1
+    printed = capsys.readouterr().out
+    hub = "the Hub data set AI4Math/MathVista would be loaded"
+    for line in (
+        f"benchmark WeMath: {len(benchmark_rows('wemath', 6))} rows, from {tmp_path}/WeMath.tsv:1 on",
+        f"  warning: {tmp_path}/WeMath.tsv: MD5 is ",  # of the released file another
+        f"benchmark MathVista: there is no file {tmp_path}/MathVista_MINI.tsv; {hub}",
+        f"benchmark good: 1 rows, from {tmp_path}/good.jsonl:1 on",
+        f"benchmark bad: error: {tmp_path}/bad.jsonl:2: column 'answer' is missing",
+        "benchmark gone: error: benchmark file gone.jsonl does not exist; seen from ",
+    ):
+        assert f"\n{line}" in printed
+    assert doctor("sft", data, f"--config={config}", "--rows=0") == 0
+    assert "benchmark" not in capsys.readouterr().out
+
+
+def test_what_an_evaluation_refuses_or_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    (tmp_path / "q.jsonl").write_text('{"question": "How many?", "answer": 3, "image": "x.png"}\n')
+    lines, stops = look_at_benchmarks(benchmark(custom=[own_benchmark(str(tmp_path / "q.jsonl"))]))
+    assert not stops
+    assert lines[0] == f"benchmark q: 1 rows, from {tmp_path}/q.jsonl:1 on"
+    assert re.fullmatch(rf"  warning: {tmp_path}/q.jsonl:1: x.png: .*; an evaluation leaves such rows out", lines[1])
+    lines, stops = look_at_benchmarks(benchmark(benchmarks=["mathvista"], published="nobody"))
+    assert stops
+    assert lines[0].startswith("error: BenchmarkEvaluation: published 'nobody' is none of Qwen2.5-VL-3B")
+    lines, stops = look_at_benchmarks(benchmark(benchmarks=["mathvista"]))
+    assert lines == ["benchmark MathVista: no data_dir is given; the Hub data set AI4Math/MathVista would be loaded"]
+    assert not stops
+
+
+class Looked:
+    """A callback that looks at its files by itself."""
+
+    preflight = "unit.test_doctor_rows:looked"
+
+
+def looked(callback: Any) -> tuple[list[str], bool]:
+    return [callback["init_args"]["file"]], True
+
+
+def test_a_callback_is_known_by_its_class_path_alone() -> None:
+    own = {"class_path": "unit.test_doctor_rows.Looked", "init_args": {"file": "mine"}}
+    other = {"class_path": "pathlib.Path", "init_args": {}}
+    assert look_at_callbacks({"trainer": {"callbacks": [other, own]}}, 1) == (["mine"], True)
+    assert look_at_callbacks({"trainer": {"callbacks": own}}, 1) == (["mine"], True)
+    for callbacks, rows in ((None, 1), ([own], 0)):
+        assert look_at_callbacks({"trainer": {"callbacks": callbacks}}, rows) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--memory_gb=0"], "--memory-gb must be positive, got 0"),
+        (["--prompt-tokens=-1"], "--prompt-tokens must be at least 1, got -1"),
+        (["--rows=-1"], "--rows must not be negative, got -1"),
+        (["--memory-gb=much"], "--memory-gb: invalid float value: 'much'"),
+        (["--rowz=1"], "unrecognized arguments: --rowz=1; did you mean --rows?"),
+        (["--model.backbone.paht=tiny"], "--model.backbone.paht: there is no such option; did you mean"),
+        (["--model.backbone.path=./nowhere"], "./nowhere"),
+    ],
+)
+def test_wrong_flags_come_before_any_report(
+    words: list[str], expected: str, data: SyntheticPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor("sft", data, *words) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.count("\n") == 1
+    assert expected in captured.err
 
 
 @pytest.mark.parametrize(

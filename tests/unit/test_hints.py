@@ -47,6 +47,7 @@ def test_unknown_options_are_recognised(message: str, option: str | None) -> Non
         ("lora.rank", f"{NEAREST}backbone.lora.rank"),
         ("optim.learning_rate", f"{BESIDE}lr, min_lr"),  # spelt like none of them
         ("bogus", ""),
+        ("sede", f"{NEAREST}seed"),  # of so few letters one may be wrong
     ],
 )
 def test_what_was_meant(option: str, expected: str) -> None:
@@ -66,7 +67,7 @@ def test_long_groups_are_cut() -> None:
         ("trainer:\n  max_steps: 2\n   max_epochs: 3\n", ":3:14: this is no YAML: mapping values are not allowed here"),
         ("- a\n- b\n", ": a configuration is made of lines such as `trainer:`"),
         ("image,question\na.png,How many?\n", ": a configuration is made of lines such as `trainer:`"),
-        ("", ""),
+        ("# nothing\n", " holds nothing; a configuration is made of lines such as `trainer:`"),
         ("trainer: {max_steps: 2}\n", ""),
     ],
     ids=["indent", "list", "table", "empty", "good"],

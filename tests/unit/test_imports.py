@@ -103,6 +103,7 @@ def test_datamodules_import_types_and_prompts_only(path: Path) -> None:
         "lit_vlaa.checks",
         "lit_vlaa.digests",
         "lit_vlaa.flags",
+        "lit_vlaa.hints",
         "lit_vlaa.traces",
         "lit_vlaa.whole_files",
     }

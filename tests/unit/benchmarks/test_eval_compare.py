@@ -252,14 +252,12 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").write_text("")
     assert refused(capsys, str(a), str(b)).startswith("no row (benchmark and id) is in both files; compare evaluations")
-    assert (
-        refused(capsys, str(a), str(tmp_path / "no.jsonl"))
-        == f"{tmp_path}/no.jsonl: cannot be read: No such file or directory"
-    )
-    assert refused(capsys, str(a), str(tmp_path / "empty")).endswith("there is no .jsonl here or one level below")
-    assert refused(capsys, str(a)) == "the following arguments are required: NEW"
-    assert refused(capsys, str(a), str(a), "--bogus") == "unrecognized arguments: --bogus"
-    assert "File exists" in refused(capsys, str(a), str(a), "--output-dir", str(tmp_path / "taken"))
+    assert refused(capsys, str(a), str(tmp_path / "no.jsonl")).startswith(f"{tmp_path}/no.jsonl does not exist; seen")
+    assert refused(capsys, str(a), str(tmp_path / "empty")).endswith("one level below; give what an evaluation wrote")
+    assert refused(capsys, str(a)) == "needed: NEW"
+    shown = "; lit-vlaa eval compare --help shows its flags"
+    assert refused(capsys, str(a), str(a), "--bogus") == f"unrecognized arguments: --bogus{shown}"
+    assert "taken is a file; name a folder" in refused(capsys, str(a), str(a), "--output-dir", str(tmp_path / "taken"))
 
 
 @pytest.mark.parametrize("flag", ["--output-dir", "--output_dir"])

@@ -135,7 +135,7 @@ def test_without_a_split_rows_may_lack_what_it_needs(tmp_path: Path) -> None:
     ("options", "reason"),
     [
         ({"data_file": Path("none.json")}, "--data-file none.json does not exist"),
-        ({"image_root": None}, "--image-root None is no folder"),
+        ({"image_root": None}, "--image-root is needed"),
         ({"shard_mb": 0.0}, "--shard-mb must be positive"),
         ({"workers": 0}, "--workers at least 1"),
     ],

@@ -267,7 +267,7 @@ def test_what_is_wrong_in_the_configuration_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "is no YAML"), ("- a", "must hold keys"), (None, "cannot be read")]
+    ("text", "said"), [("a: [", "is no YAML"), ("- a", "must hold keys"), (None, "does not exist; seen from")]
 )
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str | None, said: str) -> None:
     file = tmp_path / "b.yaml"

@@ -84,7 +84,7 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match=r"study\.yaml"):
         read(path)
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError, match="does not exist; seen from"):
         read(tmp_path / "none.yaml")
 
 

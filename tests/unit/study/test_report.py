@@ -281,5 +281,5 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_command_refuses_what_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"manifest\.json does not exist; the folder holds no study"):
         run([str(tmp_path)])
-    with pytest.raises(UsageError, match="the following arguments are required: FOLDER"):
+    with pytest.raises(UsageError, match="needed: FOLDER"):
         run([])

@@ -162,6 +162,24 @@ def test_parts_of_a_study(tmp_path: Path, reports: list[Path], capsys: pytest.Ca
     assert reports == [tmp_path / "out"]
 
 
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"seeds": [-3]}, "--seeds -3: the study has seeds 1, 2"),
+        ({"arms": ["rll"]}, "--arms rll: .* did you mean 'rl'"),
+    ],
+    ids=["seed", "arm"],
+)
+def test_what_is_not_in_the_study_is_refused_before_any_work(
+    choice: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    launch = FakeLaunch(tmp_path)
+    with pytest.raises(UsageError, match=expected):
+        runner(tmp_path, launch).all(**choice)
+    assert not launch.ran
+    assert not (tmp_path / "out").exists()
+
+
 def test_jobs_one_by_one(tmp_path: Path, reports: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     launch = FakeLaunch(tmp_path)
     one = runner(tmp_path, launch)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from callbacks.evaluation import tasks
-from callbacks.evaluation.tasks import Task, Tasks
 from helpers.ctrl_c import everywhere
+from lit_vlaa import tasks
+from lit_vlaa.tasks import Task, Tasks
 
 PATIENCE = 120.0
 
@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_no_thread_behind_wherever_it_falls() -> None:
                 thread.join(PATIENCE)
                 assert not thread.is_alive()
 
-    assert everywhere(act, "callbacks/evaluation/tasks.py", "/queue.py", "/threading.py", "/contextlib.py") > 50
+    assert everywhere(act, "lit_vlaa/tasks.py", "/queue.py", "/threading.py", "/contextlib.py") > 50
 
 
 def test_python_ends_though_a_judge_never_answers() -> None:
