@@ -120,7 +120,7 @@ class Preemption(Callback):
             path = Path(folder) / "checkpoints" / "preempted.ckpt"
         else:
             path = Path(_CheckpointConnector.hpc_save_path(trainer.default_root_dir))
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             sys.stderr.write(f"lit-vlaa: SIGTERM: stopped at step {trainer.global_step}; {_how_to_go_on(path)}\n")
         raise PreemptedExit(_exit_code(trainer))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,11 @@ from PIL.Image import Image
 from lit_vlaa.types import Record, ScoredGroup
 
 _IMAGE_SIDE = 256
+_FRAME = 2
+_GREY = 128
+_LINE = 72
+"""Characters of a completion's line; beside longer ones TensorBoard breaks the words at the heads of other columns."""
+_MARKUP = str.maketrans({char: f"&#{ord(char)};" for char in "&<>\"'\\`*_[]()!#~|"})
 
 
 class ImageSource(Protocol):
@@ -119,7 +124,7 @@ def table(group: ScoredGroup, completions: int) -> str:
         f"**{_cell(record.kind)}** ({_cell(record.source)}) {_cell(record.question)} **truth: {_cell(record.truth)}**"
     )
     rows = [
-        f"| {result.value:.2f} | {result.status} | {advantage:+.2f} | {length} | {_cell(text)} |"
+        f"| {result.value:.2f} | {result.status} | {advantage:+.2f} | {length} | {_cell(text, _LINE)} |"
         for text, result, advantage, length in zip(
             group.texts, group.results, group.advantages, group.lengths, strict=True
         )
@@ -129,17 +134,20 @@ def table(group: ScoredGroup, completions: int) -> str:
 
 
 def beside_each_other(images: Sequence[Image]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """`[height, width, 3]` picture of all images in a row, each reduced to at most 256 pixels a side."""
+    """`[height, width, 3]` picture of all images in a row, each reduced to at most 256 pixels a side and framed."""
     small = []
     for image in images:
         copy = image.convert("RGB")
         copy.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
-        small.append(np.asarray(copy))
+        edge = ((_FRAME, _FRAME), (_FRAME, _FRAME), (0, 0))  # a white image would run into the white page
+        small.append(np.pad(np.asarray(copy), edge, constant_values=_GREY))
     height = max(picture.shape[0] for picture in small)
     padded = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0)), constant_values=255) for p in small]
     return np.concatenate(padded, axis=1)
 
 
-def _cell(text: str) -> str:
-    escaped = html.escape(text).replace("|", "&#124;").replace("`", "&#96;").replace("*", "&#42;")
-    return escaped.replace("\r", " ").replace("\n", "<br>")
+def _cell(text: str, width: int | None = None) -> str:
+    lines = text.replace("\r", " ").split("\n")
+    if width is not None:
+        lines = [part for line in lines for part in textwrap.wrap(line, width) or [""]]
+    return "<br>".join(line.translate(_MARKUP) for line in lines)

@@ -290,7 +290,9 @@ def _unknown(words: Sequence[str]) -> str:
         return f"the command comes before {words[0]}, as in `lit-vlaa fit --config FILE`"
     within = [name for name in TOOLS if name.startswith(f"{words[0]} ")]
     commands = within or [*RUNS, *TOOLS]
-    close = difflib.get_close_matches(" ".join(words[:2]) if within else words[0], commands, n=1)
+    typed = " ".join(words[:2]) if within else words[0]
+    group = within and (len(words) == 1 or words[1].startswith("-"))  # `study` would be near `study run` alone
+    close = [] if group else difflib.get_close_matches(typed, commands, n=1)
     if words[0] in ELSEWHERE:
         close = [ELSEWHERE[words[0]]]
     advice = f"did you mean `lit-vlaa {close[0]}`?" if close else f"use one of: {', '.join(commands)}"

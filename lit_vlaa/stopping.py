@@ -24,7 +24,7 @@ def stop_run(trainer: Trainer, reason: str, metrics: Mapping[str, float]) -> NoR
     """
     folder = trainer.log_dir or trainer.default_root_dir  # collective: every rank must ask
     path = Path(folder) / "checkpoints" / "stopped.ckpt"
-    trainer.save_checkpoint(path)
+    trainer.save_checkpoint(path, weights_only=False)
     for logger in trainer.loggers:
         if metrics:
             logger.log_metrics(dict(metrics), step=trainer.global_step)

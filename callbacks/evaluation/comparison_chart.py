@@ -16,7 +16,7 @@ _LABEL_CHARS = 40
 
 
 def chart(comparisons: Sequence[Comparison], base: str, new: str) -> Any:
-    """Draws the new model less the baseline in percent points, coloured where the interval leaves out zero.
+    """Draws the new model less the baseline in percentage points, coloured where the interval leaves out zero.
 
     Args:
         comparisons: In the order of the table.
@@ -47,7 +47,7 @@ def chart(comparisons: Sequence[Comparison], base: str, new: str) -> Any:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("difference in percent points, with 95% intervals")
+    axes.set_xlabel("difference in percentage points, with 95% intervals")
     axes.set_title(f"{_label(new)} less {_label(base)} (right of 0: better)", loc="left", fontsize=9, parse_math=False)
     return figure
 

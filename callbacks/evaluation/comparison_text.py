@@ -51,7 +51,7 @@ def markdown(report: Report, base: Path, new: Path) -> str:
         *([f"{report.only_in_new} only in {new_name}"] if report.only_in_new else []),
     ]
     notes = [
-        f"Differences: {new_name} less {old_name}, in percent points; above 0 {new_name} is better.",
+        f"Differences: {new_name} less {old_name}, in percentage points; above 0 {new_name} is better.",
         "Intervals: Newcombe's for paired proportions. p: McNemar's exact test, for each line alone.",
     ]
     if any(row.clusters < row.n for row in report.comparisons):

@@ -93,7 +93,7 @@ def table(results: Sequence[Result], others: Mapping[str, Mapping[str, float]]) 
         lines.append("| " + " | ".join(cells) + " |")
     means = [f"{average(results):.1f}", "", *(_cell(_mean(row, results)) for row in others.values())]
     lines.append("| average | " + " | ".join([*means, "", "", "", ""]) + " |")
-    if caveats := [f"{result.benchmark.title} {result.caveat}" for result in results if not result.comparable]:
+    if caveats := [f"{result.benchmark.title}: {result.caveat}" for result in results if not result.comparable]:
         lines += ["", f"\\* not comparable with the leaderboard: {'; '.join(caveats)}"]
     return "\n".join(lines)
 

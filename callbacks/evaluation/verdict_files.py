@@ -12,6 +12,8 @@ MAX_LINE_BYTES = 1 << 24
 """A longer line is refused."""
 
 _SHOWN = 80
+_WRITTEN = "benchmarks"
+"""Folder that an evaluation writes to, in or beside the log folder of its run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,18 @@ def _files(folder: Path, name: str | None) -> list[Path]:
     if not chosen:
         raise ValueError(
             f"{folder}: there is no {name or ''}.jsonl here or one level below"
-            + (f"; there are {', '.join(names)}" if names else "; give what an evaluation wrote")
+            + (f"; there are {', '.join(names)}" if names else _where(folder))
         )
     return chosen
+
+
+def _where(folder: Path) -> str:
+    near = next((place for place in (folder / _WRITTEN, folder.parent / _WRITTEN) if place.is_dir()), None)
+    return (
+        "; give what an evaluation wrote"
+        if near is None
+        else f"; give {near}, which callbacks.BenchmarkEvaluation writes"
+    )
 
 
 def _several(path: Path, names: list[str], benchmark: str, files: tuple[Path, Path]) -> str:

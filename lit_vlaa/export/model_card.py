@@ -141,7 +141,8 @@ def _scores(exported: Exported) -> Iterator[str]:
     if not exported.scores:
         yield "None were given to the export.\n"
         return
-    yield "| evaluation | score | ± | rows | |\n|---|---:|---:|---:|---|"
+    yield "± is the standard error.\n"
+    yield "| evaluation | score | ± | rows | how |\n|---|---:|---:|---:|---|"
     for score in exported.scores:
         cells = (
             f"{score.value:.1f} %" if score.percent else f"{score.value:.4g}",

@@ -12,6 +12,13 @@ from typing import Any
 
 from lit_vlaa.hints import missing
 
+_METRICS = {
+    "reward": "mean reward of one drawn answer a row",
+    "loss": "nats a token of the row's answer",
+    "perplexity": "of the row's answer",
+    "token_accuracy": "share of the answer's tokens that are the most probable one",
+}
+"""What `lit-vlaa test` measures."""
 _LAST_FIRST = ("test", "final")
 """Labels of a summary's rows that are preferred to the last one."""
 
@@ -95,10 +102,12 @@ def _benchmark(name: str, entry: Any, scope: str) -> Score | None:
     if headline is None:
         return None
     rows = _number(numbers.get("n"))
+    profile = f"scored by the {known['profile']} profile of lit-vlaa" if "profile" in known else ""
     notes = (
         "" if known.get("comparable", True) else f"not comparable with the leaderboard: {known.get('caveat')}",
-        f"profile {known.get('profile')}, {known.get('metric')}",
-        "" if scope == "full" else f"{scope} of the rows",
+        str(known.get("metric", "")),
+        profile,
+        "" if scope in {"", "full"} else f"{scope} of the rows",
     )
     return Score(
         name,
@@ -128,7 +137,8 @@ def _of_metrics(path: Path) -> list[Score]:
             continue
         rows = last.get("/".join(["test/n", *kind]))
         stderr = None if kind else last.get("test/stderr")
-        scores.append(Score(name, last[name], stderr, None if rows is None else int(rows)))
+        note = _METRICS.get(metric, "")
+        scores.append(Score(name, last[name], stderr, None if rows is None else int(rows), note))
     return scores
 
 

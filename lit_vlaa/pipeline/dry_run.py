@@ -70,7 +70,8 @@ def plan(build: Build) -> list[str]:
         "rewrite": _tokens(TRACE_WORDS),
         "verify": _VERDICT_TOKENS,
     }
-    total, priced = 0.0, True
+    total = 0.0
+    unpriced: list[str] = []
     for step, settings in config.asking().items():
         tokens = requests = 0
         for row in found.rows:
@@ -93,13 +94,17 @@ def plan(build: Build) -> list[str]:
         written = writes[step] * requests
         line = f"{step}: {endpoint.model}, {requests} requests, about {tokens:,} tokens in, {written:,} out"
         if endpoint.price_in is None or endpoint.price_out is None:
-            priced = False
+            unpriced.append(step)
         else:
             cost = (tokens * endpoint.price_in + written * endpoint.price_out) / 1e6
             total += cost
             line += f", cost about {cost:,.2f}"
         output.append(line)
-    output.append(f"cost about {total:,.2f}" + ("" if priced else " for the steps with a price"))
+    if len(unpriced) == len(values):
+        output.append("no cost is told: no endpoint has price_in and price_out")
+    else:
+        without = f", without {', '.join(unpriced)}, which have no price" if unpriced else ""
+        output.append(f"cost about {total:,.2f}{without}")
     return output
 
 

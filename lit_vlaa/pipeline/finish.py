@@ -55,6 +55,7 @@ def curate(build: Build, wanted: str) -> Iterator[str]:
     splits.remove_others(paths.values())
     for split, path in paths.items():
         yield f"{split}: {counts[split]} rows in {path}" + ("" if counts[split] else "; an empty split")
+    yield f"card, counts and rejected rows: README.md, report.json and rejects.jsonl in {build.output}"
 
 
 def _report(

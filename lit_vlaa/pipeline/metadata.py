@@ -75,7 +75,7 @@ def read_metadata(
         return text.replace(str(image_root), "image_root").replace(f"{base}/", "")
 
     if not image_root.is_dir() and not any(source.adapter == "hub" for source in config.sources):
-        raise ValueError(f"image_root {image_root} is no folder")
+        raise ValueError(f"image_root {image_root} is no folder; --config gives it, below the folder of its file")
     ids: set[str] = set()
     asked: set[bytes] = set()
     taken = 0

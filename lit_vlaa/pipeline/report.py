@@ -184,7 +184,7 @@ def funnel(path: Path, steps: Table) -> None:
         axes.text(step["rows_in"], place, f" {step['rows_out']:,} ({share:.0f}%)", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.2)
-    axes.set_xlabel("rows")
+    axes.set_xlabel("rows (beside each bar: rows out, and their share of the rows in)")
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as part, part.open("wb") as stream:

@@ -197,7 +197,7 @@ class Build:
         asked = (
             "" if done.usage is None else f"; {done.usage['asked']} of {done.usage['replies']} replies asked for now"
         )
-        _say(f"{step}: {done.rows_out} of {done.rows_in} rows{asked}")
+        _say(f"{step}: {done.rows_out} of {done.rows_in} rows{asked}{_why(done)}")
         self._stop_if_fruitless(step)
 
     def _input(self, step: str) -> Iterator[Row]:
@@ -215,14 +215,28 @@ class Build:
     def _stop_if_fruitless(self, step: str) -> None:
         done = self.files(step).done()
         if done is not None and self._fruitless(done):
-            most = max(done.rejected, key=lambda reason: done.rejected[reason])
+            rejects = self.files(step).rejects
+            first = next(lines(rejects))
+            wrong = (
+                f"sources, or image_root {self.image_root}," if step == "metadata" else f"{step}'s prompt or endpoint"
+            )
             raise RunStoppedError(
-                f"step {step} rejected all {done.rows_in} rows (most often: {most}); see {self.files(step).rejects}"
+                f"step {step} rejected all {done.rows_in} rows (most often: {_most(done)}; the first: "
+                f"{first['detail'] or first['reason']}); see {rejects}, and set {wrong} right"
             )
 
 
 def _shard_folder(output: Path, shard: tuple[int, int]) -> Path:
     return output / "shards" / f"{shard[0]}-of-{shard[1]}"
+
+
+def _most(done: Done) -> str:
+    """The most frequent reason of a step's rejects."""
+    return max(done.rejected, key=lambda reason: done.rejected[reason])
+
+
+def _why(done: Done) -> str:
+    return f"; rejected most often: {_most(done)} ({done.rejected[_most(done)]})" if done.rejected else ""
 
 
 def _say(text: str) -> None:

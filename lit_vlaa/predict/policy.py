@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +42,7 @@ _OF_FOLDERS = {
 could name classes, files and `trust_remote_code`."""
 _WHOLE_RUN = ("lit_vlaa.sft.SFTModule", "lit_vlaa.grpo.GRPOModule")
 """Modules whose own defaults count for what a folder's configuration leaves out."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MOST_CHARS = 2**20
 
 
@@ -163,9 +165,8 @@ def _check_place(model: str, path: Path, *, trained: bool) -> None:
         raise ValueError(
             f"MODEL {path} is a folder without config.json: give a folder of `lit-vlaa export`, or a .ckpt file"
         )
-    local = path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2
-    if not trained and local and not path.exists():
-        raise ValueError(f"MODEL {model}: there is no such file or folder, and it is no Hub id")
+    if not trained and model != "tiny" and not path.exists() and not _HUB_ID.fullmatch(model):
+        raise ValueError(f"MODEL {model}: there is no such file or folder, and it is no Hub id (OWNER/NAME)")
 
 
 def _folder_config(model: str, parsed: Any) -> dict[str, Any]:

@@ -313,6 +313,7 @@ def test_wrong_use_is_said_in_one_line(
             (("--merge", "--only=curate"), 2, "--merge does not go with --only"),
             (("--limit=0",), 2, "--limit must be at least 1"),
             (("--only=rest",), 2, "--only: invalid choice: 'rest'"),
+            (("--dry-rum",), 2, "unrecognized arguments: --dry-rum; did you mean --dry-run?"),
             (("--only=rewrite",), 2, "step rewrite needs step distil, which is not done in"),
             (("--merge",), 2, "there: none; run those that are missing"),
             (("--dry-run", "--merge"), 2, "--dry-run does not go with --merge"),
@@ -368,7 +369,19 @@ def test_a_dry_run_asks_nothing_and_writes_nothing(tmp_path: Path, capsys: pytes
     outs = [line.partition(" tokens in, ")[2].split(" out")[0] for line in said[3:7]]
     assert outs == ["550", "1,650", "1,650", "8"]
     # 550 + 1650 + 1650 + 8 at a unit each; what is sent costs next to nothing.
-    assert said[7] == "cost about 3,858.00"
+    assert said[7:] == ["cost about 3,858.00"]
+    # 550 and 8 tokens have a price of a unit each; without any there is no cost to tell.
+    for step in ("distil", "rewrite"):
+        del prices[f"{step}__endpoint__price_in"]
+    for given, told in (
+        (prices, "cost about 558.00, without distil, rewrite, which have no price"),
+        ({}, "no cost is told: no endpoint has price_in and price_out"),
+    ):
+        assert (
+            build(make_config(tmp_path, "http://127.0.0.1:9/v1", **given), tmp_path / "out", "--dry-run", "--limit=2")
+            == 0
+        )
+        assert capsys.readouterr().out.splitlines()[7:] == [told]
     assert not (tmp_path / "out").exists()
 
 

@@ -103,7 +103,11 @@ def test_a_step_that_rejects_everything_is_not_done(tmp_path: Path, capsys: pyte
         config = one_at_a_time(tmp_path, server.url)
         for _ in range(2):
             assert build(config, out) == 1
-            assert "step caption rejected all 8 rows (most often: the caption was cut off)" in told(capsys)
+            said = told(capsys)
+            assert (
+                "step caption rejected all 8 rows (most often: the caption was cut off; the first: length: A)" in said
+            )
+            assert said.endswith("2_caption.rejects.jsonl, and set caption's prompt or endpoint right")
         assert not (out / "README.md").exists()
         assert script.by_step == {"caption": 8}
         # The first rows tell as much, and cost less; a window of 16 is begun.
@@ -205,7 +209,7 @@ def test_a_signal_waits_for_what_is_paid_for(
         ({"caption__endpoint__concurrency": 0}, "caption.endpoint.concurrency must be at least 1, got 0"),
         ({"verify__endpoint__base_url": "nonsense"}, "verify.endpoint.base_url must be an address"),
         ({"distil__prompt": "gone.txt"}, "cannot be read (No such file or directory); take one of configs/data"),
-        ({"image_root": "gone"}, "is no folder"),
+        ({"image_root": "gone"}, "gone is no folder; --config gives it, below the folder of its file"),
     ],
     ids=["concurrency", "address", "prompt", "images"],
 )

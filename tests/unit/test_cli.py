@@ -253,10 +253,15 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
         (["fitt"], "there is no command `lit-vlaa fitt`; did you mean `lit-vlaa fit`?"),
         (["xyz"], "use one of: fit, validate, test, predict, data synthetic, "),
         (["data"], "there is no command `lit-vlaa data`; use one of: data synthetic"),
+        (["study"], "there is no command `lit-vlaa study`; use one of: study run, study report, study plan"),
         (["data", "synthetik"], "did you mean `lit-vlaa data synthetic`?"),
         (["train", "--config", "x.yaml"], "did you mean `lit-vlaa fit`?"),
         (["evaluate"], "did you mean `lit-vlaa test`?"),
         (["predict"], "lit-vlaa predict MODEL --question TEXT"),
+        # Named for what it is, not as the required flag that it was to be.
+        (["export", "a.ckpt", "--ouput-dir=x"], "unrecognized arguments: --ouput-dir=x; did you mean --output-dir?"),
+        (["study", "run", "--confg", "x.yaml"], "unrecognized arguments: --confg; did you mean --config?"),
+        (["eval", "compare", "a", "b", "--output_dri", "c"], "--output-dri c; did you mean --output-dir?"),
     ],
 )
 def test_unknown_commands(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

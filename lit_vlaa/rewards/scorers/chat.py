@@ -78,8 +78,12 @@ def trouble(client: JsonClient, error: RequestError, hint: str = "") -> str:
         return f"{where}; " + (
             f"check the key in {key}" if key else "name the environment variable with the key by api_key_env"
         )
+    if error.unfinished:
+        return f"{where}; a server is there: see its log, or give it more time by {client.prefix}.timeout_s"
     if error.status is None:
         return f"{where}; is the server running, and is this its address?"
     if error.status == 404:
-        return f"{where}; the address usually ends in /v1"
-    return f"{where}{hint}"
+        return f"{where}; does it serve {client.prefix}.model? And the address usually ends in /v1"
+    if error.status < 300 and error.retry:
+        return f"{where}; is this the address of its API? It usually ends in /v1"
+    return f"{where}{'' if error.retry else hint}"

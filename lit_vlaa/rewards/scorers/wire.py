@@ -21,6 +21,8 @@ MAX_REPLY_BYTES = 2**20
 
 _RETRIED = frozenset({408, 409, 425, 429})
 _SHOWN_CHARS = 300
+_BEGINNING = 80
+"""Characters shown of a reply that is no JSON, such as a web page's."""
 
 
 class RequestError(Exception):
@@ -48,6 +50,11 @@ class RequestError(Exception):
         self.retry = retry
         self.retry_after = retry_after
         self.connected = connected
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a server took the request and gave no whole reply."""
+        return self.status is None and self.connected and self.retry
 
 
 async def exchange(
@@ -99,7 +106,12 @@ async def exchange(
             retry_after=retry_after(response.headers.get("retry-after", "")),
         )
     if not isinstance(reply, dict):
-        raise RequestError("the reply is not a JSON object", status=status, retry=True)
+        begins = printable(raw.decode("utf-8", "replace"), secret)[:_BEGINNING]  # cut behind the key's removal
+        raise RequestError(
+            f"the reply is not a JSON object{f', it begins: {begins}' if begins else ' but empty'}",
+            status=status,
+            retry=True,
+        )
     return reply
 
 

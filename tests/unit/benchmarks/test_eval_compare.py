@@ -258,6 +258,12 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     shown = "; lit-vlaa eval compare --help shows its flags"
     assert refused(capsys, str(a), str(a), "--bogus") == f"unrecognized arguments: --bogus{shown}"
     assert "taken is a file; name a folder" in refused(capsys, str(a), str(a), "--output-dir", str(tmp_path / "taken"))
+    written = tmp_path / "run" / "benchmarks"
+    written.mkdir(parents=True)
+    (tmp_path / "run" / "version_0").mkdir()
+    for place in (written.parent, written.parent / "version_0"):
+        hint = f"one level below; give {written}, which callbacks.BenchmarkEvaluation writes"
+        assert refused(capsys, str(a), str(place)).endswith(hint)
 
 
 @pytest.mark.parametrize("flag", ["--output-dir", "--output_dir"])
@@ -309,7 +315,7 @@ def test_the_table_says_what_was_left_out_and_what_p_is_worth(tmp_path: Path) ->
         "base-3b (baseline): runs/base-3b/benchmarks\ntrained: runs/trained/benchmarks\n"
         "3 rows in both, 1 only in base-3b\n"
     )
-    assert "trained less base-3b, in percent points; above 0 trained is better.\n" in text
+    assert "trained less base-3b, in percentage points; above 0 trained is better.\n" in text
     assert " 3 (1) |" in text
     assert "p does not. Trust p of whole problems there." in text
     assert text.endswith("Undecided, counted as wrong: 1 of base-3b, 0 of trained.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from callbacks import RolloutLogger
 from callbacks.rollout_logger import beside_each_other, table
@@ -85,10 +89,33 @@ def test_hostile_text_stays_in_its_cell() -> None:
 
 def test_images_stand_side_by_side() -> None:
     assert beside_each_other([Image.new("RGB", (512, 100)), Image.new("L", (10, 20))]).shape == (
-        50,
-        256 + 4 + 10 + 4,
+        50 + 2 * 2,
+        (256 + 2 * 2) + 4 + (10 + 2 * 2) + 4,
         3,
     )
+
+
+def test_a_white_image_has_a_frame_on_the_white_page() -> None:
+    shown = beside_each_other([Image.new("RGB", (10, 20), "white")])
+    assert (shown[:, :2] == 128).all()
+    assert (shown[:2, :14] == 128).all()
+    assert (shown[2:-2, 2:-6] == 255).all()
+
+
+def test_text_of_the_policy_is_no_markdown_for_tensorboard() -> None:
+    text = '[x](http://a.example/) ![y](http://a.example/p) _a_ **b** <http://a.example/>\n# it\'s "so" & \\(x\\)'
+    shown = markdown_to_safe_html(table(group(text), completions=4))
+    assert not re.search(r"<(a|img|em|h1)\b", shown)
+    lines = "\n".join([*textwrap.wrap(text.partition("\n")[0], 72), text.partition("\n")[2]])
+    assert lines in html.unescape(shown.replace("<br>", "\n"))
+
+
+def test_long_completions_are_broken_into_lines() -> None:
+    words = "word " * 40
+    (row,) = [line for line in table(group(words), completions=1).splitlines() if "word" in line]
+    lines = row.split(" | ")[-1].removesuffix(" |").split("<br>")
+    assert [len(line) for line in lines] == [69, 69, 59]  # 14, 14 and 12 words of 4 letters and a blank between
+    assert " ".join(lines) == words.strip()
 
 
 @pytest.mark.parametrize("option", ["every_n_rollouts", "prompts", "completions"])

@@ -415,6 +415,15 @@ def test_prepare_asks_for_the_models_and_one_question(models: Reply) -> None:
             "HTTP 400: text only; .* --model.scorer.send_images false",
         ),
         (MODELS, Reply({"error": "text only"}, status=400), {"send_images": False}, "HTTP 400: text only$"),
+        (MODELS, Reply({"error": "busy"}, status=503), {}, "HTTP 503: busy$"),
+        (
+            MODELS,
+            Reply(b"<p>Hi!"),
+            {},
+            r"no.* JSON object, it begins: <p>Hi!; is this the address .*usually ends in /v1$",
+        ),
+        (MODELS, Reply(("." * 75 + KEY).encode()), {"api_key_env": "TEST_KEY"}, r"begins: \.{75}\*{3}; is this"),
+        (MODELS, Reply(b""), {}, "the reply is not a JSON object but empty; is this"),
         (
             MODELS,
             completion("Hm. Let me\nthink", "length"),
@@ -432,6 +441,15 @@ def test_prepare_says_what_is_wrong(
     assert "--model.scorer." in str(caught.value)
     assert KEY not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_prepare_tells_a_slow_server_from_none() -> None:
+    ended = threading.Event()
+    with scripted(lambda seen: MODELS if seen.method == "GET" else Reply({"late": ended.wait(9)})) as server:
+        remedy = r"no complete reply within 0.2 s; a server is there: .* give it more time by --model.scorer.timeout_s$"
+        with pytest.raises(ValueError, match=remedy):
+            judge(server.url, timeout_s=0.2, retries=0).prepare()
+        ended.set()
 
 
 def test_a_model_that_is_not_listed_may_still_answer() -> None:

@@ -243,7 +243,7 @@ def test_a_hosted_scorer_of_similarity() -> None:
         (Reply({"error": "x"}, status=404), "HTTP 404: x; is the server running"),
         (Reply({"scorer": "S", "version": 2}), "no scoring server of version 1"),
         (Reply({"status": "ok"}), "no scoring server of version 1"),
-        (Reply(b"<html>"), "not a JSON object; is the server running"),
+        (Reply(b"<html>"), "not a JSON object, it begins: <html>; is the server running"),
         (
             Reply({"scorer": "S\n", "version": 1, "similarity_baseline": "4\n"}),
             r"hosts S, .* --model.scorer.similarity_baseline 4$",
@@ -256,6 +256,15 @@ def test_prepare_says_what_is_wrong(health: Reply, match: str) -> None:
             remote(server.url).prepare()
         assert {(seen.method, seen.path) for seen in server.seen} == {("GET", "/health")}
     assert str(caught.value).startswith(f"--model.scorer.url {server.url}")
+
+
+def test_prepare_tells_a_slow_server_from_none() -> None:
+    ended = threading.Event()
+    with scripted(lambda _: Reply({"late": ended.wait(9)})) as server:
+        remedy = r"within 0.2 s; a server is there: .* give it more time by --model.scorer.timeout_s$"
+        with pytest.raises(ValueError, match=remedy):
+            remote(server.url, timeout_s=0.2, retries=0).prepare()
+        ended.set()
 
 
 def test_prepare_without_a_server() -> None:

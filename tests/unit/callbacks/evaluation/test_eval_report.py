@@ -44,7 +44,7 @@ def test_the_table_has_all_columns_and_says_what_is_not_comparable() -> None:
     assert lines[3] == "| Other | 50.0 | 3.0 | 45.0 | 48.0 | 8 | 25.0 | 12.5 | 0 |"
     # The paper's row lacks a benchmark, so that its mean over the same ones is unknown.
     assert lines[4] == "| average | 35.0 |  | 30.0 |  |  |  |  |  |"
-    assert lines[-1] == "\\* not comparable with the leaderboard: Toy scored by rules alone: give a judge"
+    assert lines[-1] == "\\* not comparable with the leaderboard: Toy: scored by rules alone: give a judge"
     assert {line.count("|") for line in lines[:5]} == {10}
     assert "comparable" not in table(RESULTS[1:], {})
 
@@ -100,7 +100,7 @@ def test_a_number_is_comparable_unless_verdicts_are_missing(
 ) -> None:
     result = Result(benchmark, {**RESULTS[0].numbers}, judged=judged, unanswered=unanswered, asked=17)
     assert (result.caveat, result.comparable) == (caveat, caveat is None)
-    assert (f"{benchmark.title} {caveat}" in table([result], {})) is (caveat is not None)
+    assert (f"{benchmark.title}: {caveat}" in table([result], {})) is (caveat is not None)
 
 
 def entry(scope: str, score: float, **changes: Any) -> dict[str, Any]:
