@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -81,8 +81,8 @@ def run(
         on_bad_record=on_bad_record,
     )
     try:
-        with _begun(output_dir):
-            entries = _write_all(cutter, workers)
+        with _begun(output_dir) as let_go:
+            entries = _write_all(cutter, workers, let_go)
             if not entries:
                 left = dict(cutter.skipped) or "none, it is empty"
                 raise ValueError(f"{data_file}: no row to convert; left out: {left}")
@@ -99,8 +99,11 @@ def run(
 
 
 @contextmanager
-def _begun(folder: Path) -> Iterator[None]:
+def _begun(folder: Path) -> Iterator[Callable[[], None]]:
     """Makes the folder, unless it is somebody else's, marks it as not whole, and lets one command at a time work on it.
+
+    Yields:
+        What a forked process calls, or it would keep others out once this one has been killed.
 
     Raises:
         ValueError: If it holds other things than shards, or another command writes to it.
@@ -116,7 +119,7 @@ def _begun(folder: Path) -> Iterator[None]:
             raise ValueError(f"another `lit-vlaa data convert` is writing to {folder}; wait for it") from error
         # Without it nobody takes a folder for whole while its shards change.
         (folder / MANIFEST).unlink(missing_ok=True)
-        yield
+        yield lock.close
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +136,12 @@ class _Entry:
     """Whether an earlier command had written it."""
 
 
-def _write_all(cutter: Cutter, workers: int) -> list[_Entry]:
+def _write_all(cutter: Cutter, workers: int, start: Callable[[], None]) -> list[_Entry]:
     """Cuts the rows and has the shards written meanwhile; returns them in order."""
     entries: list[_Entry] = []
     running: set[Future[_Entry]] = set()
     try:
-        with worker_pool(workers) as pool, tqdm(desc="shards", unit="shard", disable=None) as bar:
+        with worker_pool(workers, start) as pool, tqdm(desc="shards", unit="shard", disable=None) as bar:
 
             def collect(*, block: bool) -> None:
                 found = pool.finished(running, block=block)

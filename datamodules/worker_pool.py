@@ -8,7 +8,6 @@ waits for that lock, and the main one for the thread, for ever. Here it is raise
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
-from datamodules.workers import end_with
+from datamodules.workers import end_with_parent
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -41,7 +40,7 @@ def worker_pool(workers: int, start: Callable[[], object] | None = None) -> Iter
         workers,
         mp_context=multiprocessing.get_context("fork"),  # what was imported and loaded is shared
         initializer=_start,
-        initargs=(os.getpid(), start),
+        initargs=(start,),
     )
     here = WorkerPool(pool)
     with here.taking_ctrl_c():
@@ -147,8 +146,8 @@ class WorkerPool:
             signal.signal(signal.SIGINT, before)
 
 
-def _start(parent: int, start: Callable[[], object] | None) -> None:
+def _start(start: Callable[[], object] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(parent)
+    end_with_parent()
     if start is not None:
         start()

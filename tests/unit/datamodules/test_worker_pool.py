@@ -20,10 +20,12 @@ from datamodules.worker_pool import worker_pool
 def press():
     os.kill(os.getpid(), signal.SIGINT)
 
-def press_twice():
+def press_twice(pool):
     time.sleep(0.1)
     press()
-    time.sleep(0.5)
+    while not pool._pressed:  # two at a time would be one
+        time.sleep(0.01)
+    time.sleep(0.2)
     press()
 
 enter, main, left = threading.Condition.__enter__, threading.get_ident(), 0
@@ -53,7 +55,7 @@ def jobs(lock):
 def hanging(body):
     with worker_pool(1) as pool:
         job = pool.submit(time.sleep, 3600)
-        threading.Thread(target=press_twice).start()
+        threading.Thread(target=press_twice, args=(pool,)).start()
         body(pool, job)
 
 def killed():
