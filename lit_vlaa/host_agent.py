@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -111,17 +111,21 @@ class Agent(LocalElasticAgent):
         folder: Where crashed processes leave word.
         restarts: Counts them.
         wait: Seconds to wait for the other hosts when this one's processes are done.
+        heard: Signals to this process, as `signals_heeded` gives them.
 
     Raises:
         OverError: If this version of PyTorch has another agent.
     """
 
-    def __init__(self, spec: WorkerSpec, folder: str, restarts: Restarts, wait: float) -> None:
+    def __init__(
+        self, spec: WorkerSpec, folder: str, restarts: Restarts, wait: float, heard: Sequence[SignalException]
+    ) -> None:
         # A method that PyTorch calls otherwise would be passed over without a word.
         if missing := [name for name in _OVERRIDDEN if not hasattr(LocalElasticAgent, name)]:
             raise OverError(1, _ANOTHER.format(installed("torch"), f"without {', '.join(missing)}"))
         super().__init__(spec, DefaultLogsSpecs(folder), exit_barrier_timeout=wait)
         self._restarts = restarts
+        self._heard = heard
         self._why = ""
         self._told = False
 
@@ -143,6 +147,8 @@ class Agent(LocalElasticAgent):
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if self._heard:  # what a signal's handler raises is lost where a logger, say, catches every exception
+            raise self._heard[0]
         # Torch's own method tells the others to go once one has failed, and then reports how they ended too.
         codes = {rank: process.poll() for rank, process in self._processes().items()}
         if failed := {rank: code for rank, code in codes.items() if code}:
@@ -245,26 +251,35 @@ def _what_happened(code: int, told: str) -> str:
 
 
 @contextmanager
-def signals_heeded(tell: Callable[[int], bool]) -> Iterator[None]:
+def signals_heeded(tell: Callable[[int], bool]) -> Iterator[Sequence[SignalException]]:
     """Turns signals into `SignalException`, but for those that were ignored before, as `nohup` has it.
 
     A thread sees to it that this process ends then, also where the main one is kept by PyTorch.
 
     Args:
         tell: As `Agent.tell`.
+
+    Yields:
+        What was raised.
     """
+    heard: list[SignalException] = []
+
+    def heed(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+        heard.append(SignalException(f"told to go by signal {number}", sigval=_ENDS[signal.Signals(number)]))
+        raise heard[-1]
+
     # Torch sets handlers of its own, by default also for what `nohup` ignores.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
     for number in _ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise)
+            signal.signal(number, heed)
     left = threading.Event()
     reading, writing = socket.socketpair()
     writing.setblocking(False)
     earlier = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading, left, tell), daemon=True).start()
     try:
-        yield
+        yield heard
     finally:
         signal.set_wakeup_fd(earlier)
         left.set()
@@ -273,10 +288,6 @@ def signals_heeded(tell: Callable[[int], bool]) -> Iterator[None]:
 
 def _heed_no_more(number: int, frame: FrameType | None) -> None:
     """Does nothing."""
-
-
-def _raise(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    raise SignalException(f"told to go by signal {number}", sigval=_ENDS[signal.Signals(number)])
 
 
 def _watch(reading: socket.socket, left: threading.Event, tell: Callable[[int], bool]) -> None:

@@ -61,11 +61,11 @@ def main(words: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // given.devices)))
     os.environ[AGENT] = str(os.getpid())
     agents: list[Agent] = []
-    with signals_heeded(lambda number: bool(agents) and agents[-1].tell(number)):
+    with signals_heeded(lambda number: bool(agents) and agents[-1].tell(number)) as heard:
         try:
             with tempfile.TemporaryDirectory(prefix="lit-vlaa-", ignore_cleanup_errors=True) as folder:
                 os.environ[ORIGIN] = str(Path(folder, "origin"))
-                return _run(given, folder, Restarts(given.restarts, Path(os.environ[ORIGIN])), agents)
+                return _run(given, folder, Restarts(given.restarts, Path(os.environ[ORIGIN])), agents, heard)
         except SignalException as told:
             return 128 + int(told.sigval)
         except OverError as over:
@@ -74,7 +74,9 @@ def main(words: Sequence[str] | None = None) -> int:
             return over.code
 
 
-def _run(given: argparse.Namespace, folder: str, restarts: Restarts, agents: list[Agent]) -> int:
+def _run(
+    given: argparse.Namespace, folder: str, restarts: Restarts, agents: list[Agent], heard: Sequence[SignalException]
+) -> int:
     """Meets the other hosts and trains, anew each time that the meeting point is lost."""
     place = f"{given.head}:{given.port}"
     if given.nodes > 1:
@@ -83,7 +85,7 @@ def _run(given: argparse.Namespace, folder: str, restarts: Restarts, agents: lis
     while True:
         try:
             handler = get_rendezvous_handler(_meeting(given))
-            agents[:] = [Agent(_spec(given, handler), folder, restarts, given.wait)]
+            agents[:] = [Agent(_spec(given, handler), folder, restarts, given.wait, heard)]
             try:
                 agents[0].run_to_end()
             except (SignalException, OverError, RendezvousClosedError):

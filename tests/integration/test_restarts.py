@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,6 +117,20 @@ def test_processes_that_end_as_they_are_told_do_not_end_the_run(
 @pytest.mark.parametrize(("name", "code"), [("TERM", 143), ("USR1", 143), ("HUP", 143), ("INT", 130)])
 def test_a_signal_ends_the_run(name: str, code: int, folder: Path) -> None:
     assert run(folder, f"signal-{name} 0") == (code, 1)
+
+
+def test_a_signal_counts_whose_exception_is_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a logger of PyTorch's, whatever it writes at the moment."""
+    begin = host_agent.Restarts.begin
+
+    def interrupted(restarts: host_agent.Restarts) -> None:
+        begin(restarts)
+        with suppress(Exception):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(host_agent.Restarts, "begin", interrupted)
+    monkeypatch.setattr(host_agent, "_HEED", 1000.0)  # or the thread that watches would see to it
+    assert run(folder, "sleep 0") == (143, 1)
 
 
 def test_the_end_of_a_terminal_is_ignored_where_it_was_before(folder: Path) -> None:
