@@ -74,7 +74,7 @@ def run(words: Sequence[str]) -> int:
         lines, stops = look_at_rows(config, own.rows)
         more, stops_too = look_at_callbacks(config, own.rows)
     except (ValueError, OSError) as error:
-        raise UsageError([" ".join(str(error).split())]) from error
+        raise UsageError([*problems, " ".join(str(error).split())]) from error
     _say(f"\nstrategy {described.strategy} on {ranks} device(s) of {config['trainer']['num_nodes']} node(s)")
     for line in [
         *lines,

@@ -53,8 +53,7 @@ class Flags(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parses the words after the command."""
-        self._words = [_dashed(word) for word in words]
-        return _checked(self.parse_args(self._words))
+        return _checked(self.parse_args(self._spelt(words)))
 
     def read_some(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parses the words after the command; those with a dot in their flag, and their values, are handed back."""
@@ -78,10 +77,16 @@ class Flags(argparse.ArgumentParser):
         return given, rest
 
     def _read_own(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        own = self._option_string_actions
-        self._words = [new if (new := _dashed(word)).partition("=")[0] in own else word for word in words]
-        given, rest = self.parse_known_args(self._words)
+        given, rest = self.parse_known_args(self._spelt(words))
         return _checked(given), rest
+
+    def _spelt(self, words: Sequence[str]) -> Sequence[str]:
+        """The words with this command's flags as it knows them."""
+        own = self._option_string_actions
+        flags = list(words).index("--") if "--" in words else len(words)  # behind it no word is a flag
+        dashed = [new if (new := _dashed(word)).partition("=")[0] in own else word for word in words[:flags]]
+        self._words = [*dashed, *words[flags:]]
+        return self._words
 
 
 def _checked(given: argparse.Namespace) -> argparse.Namespace:

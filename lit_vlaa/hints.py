@@ -6,6 +6,7 @@ import difflib
 import re
 import stat
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -29,6 +30,8 @@ _SHORT = 4
 """Letters of a name of which one may be wrong."""
 _NEAR = 0.75
 """Least likeness of names, of which the same ending alone gives two thirds."""
+_MOST = 2000
+"""Names of a folder that are looked through."""
 
 
 def unknown_option(message: str) -> str | None:
@@ -63,7 +66,8 @@ def hint(option: str, known: Iterable[str]) -> str:
 
 def missing(path: Path) -> str:
     """What to say of a path that is not there, behind it: where it was looked for, and which one was probably meant."""
-    near = difflib.get_close_matches(path.name, _names(path.parent), n=1, cutoff=_NEAR)
+    names = [] if _numbered(path) else _names(path.parent)
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=_NEAR) if len(names) <= _MOST else []
     return f"does not exist; seen from {Path.cwd()}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
 
 
@@ -117,8 +121,13 @@ def _yaml_fault(path: Path) -> str:
     return ": a configuration is made of lines such as `trainer:`; rows are named by --data.data_file"
 
 
+def _numbered(path: Path) -> bool:
+    """Whether the name is a number in the main, as of a row's image: another one is near, and never meant."""
+    return 2 * sum(char.isdigit() for char in path.stem) > len(path.stem)
+
+
 def _names(folder: Path) -> list[str]:
     try:
-        return [path.name for path in folder.iterdir()]
+        return [path.name for path in islice(folder.iterdir(), _MOST + 1)]
     except OSError:
         return []

@@ -95,7 +95,7 @@ class Parser(LightningArgumentParser):
             parsers = [self, *(parser for choices in commands for parser in choices.values())]
             near = hint(option, (flag.lstrip("-") for parser in parsers for flag in parser._option_string_actions))
             nowhere = not near and message.startswith("unrecognized")
-            message += f"; lit-vlaa {' '.join(sys.argv[1:2])} --help shows the flags" if nowhere else near
+            message += "; --help, behind the command, shows its flags" if nowhere else near
         elif message.startswith("unrecognized arguments: ") and message.split()[-1].endswith((".yaml", ".yml")):
             message += "; a configuration is named by --config FILE"
         elif message.startswith("unrecognized arguments: "):

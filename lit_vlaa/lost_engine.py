@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from itertools import count
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import distributed
-from torch.distributed.distributed_c10d import _get_default_store
 
 from lit_vlaa.generation.protocol import EngineLostError
 from lit_vlaa.parallel import gather_objects
@@ -26,7 +26,11 @@ class Notice:
     def __init__(self) -> None:
         self._key = f"lit_vlaa/engine_lost/{next(_notices)}"
         together = distributed.is_available() and distributed.is_initialized()
-        self._store = _get_default_store() if together else None
+        self._store: Any = None
+        if together:
+            from torch.distributed.distributed_c10d import _get_default_store  # noqa: PLC0415 - not in every build
+
+            self._store = _get_default_store()
 
     def give(self) -> None:
         """Says that this rank's engine is lost."""
@@ -35,7 +39,7 @@ class Notice:
 
     def given(self) -> bool:
         """Whether some rank's engine is lost; asks the store where the ranks met, which takes less than 1 ms."""
-        return self._store is not None and self._store.check([self._key])
+        return self._store is not None and bool(self._store.check([self._key]))
 
 
 def end_if_lost(trainer: Trainer, reason: str) -> None:

@@ -42,7 +42,7 @@ _OF_FOLDERS = {
 could name classes, files and `trust_remote_code`."""
 _WHOLE_RUN = ("lit_vlaa.sft.SFTModule", "lit_vlaa.grpo.GRPOModule")
 """Modules whose own defaults count for what a folder's configuration leaves out."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _MOST_CHARS = 2**20
 
 

@@ -247,6 +247,8 @@ def test_other_settings_do_not_go_on_in_the_same_file(tmp_path: Path, capsys: py
         ("rows.jsonl", "is a file, but no .ckpt"),
         (".", "is a folder without config.json"),
         ("./no/such/folder", "there is no such file or folder"),
+        ("./gone", "there is no such file or folder"),
+        ("../gone", "there is no such file or folder"),
         ("my-vlaa", "MODEL my-vlaa: there is no such file or folder, and it is no Hub id (OWNER/NAME)"),
     ],
 )

@@ -176,3 +176,11 @@ def test_one_line_with_what_was_meant() -> None:
 def test_an_output_folder_is_made(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_words_behind_two_dashes_are_no_flags() -> None:
+    parser = Flags(prog="x")
+    parser.add_argument("--some-flag")
+    parser.add_argument("folder")
+    given = parser.read(["--some_flag", "a_b", "--", "--my_folder"])
+    assert (given.some_flag, given.folder) == ("a_b", "--my_folder")

@@ -9,7 +9,7 @@ import pytest
 
 from helpers import documented
 from lit_vlaa.checks import UsageError, one_line
-from lit_vlaa.hints import BESIDE, NEAREST, configuration_fault, hint, unknown_option
+from lit_vlaa.hints import BESIDE, NEAREST, configuration_fault, hint, missing, unknown_option
 from lit_vlaa.lightning_cli import Parsed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,3 +153,12 @@ def test_the_engine_on_its_page_is_taken(tmp_path: Path, monkeypatch: pytest.Mon
     )
     for name in ("timed", "bare"):
         sys.modules.pop(name, None)
+
+
+def test_what_is_near_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rows.jsonl", "000000123456.jpg"):
+        (tmp_path / name).touch()
+    assert missing(tmp_path / "row.jsonl").endswith(f"; did you mean {tmp_path / 'rows.jsonl'}?")
+    assert "did you mean" not in missing(tmp_path / "000000123457.jpg")  # another row's image
+    monkeypatch.setattr("lit_vlaa.hints._MOST", 1)
+    assert "did you mean" not in missing(tmp_path / "row.jsonl")

@@ -78,7 +78,7 @@ def trouble(client: JsonClient, error: RequestError, hint: str = "") -> str:
         return f"{where}; " + (
             f"check the key in {key}" if key else "name the environment variable with the key by api_key_env"
         )
-    if error.unfinished:
+    if error.late:
         return f"{where}; a server is there: see its log, or give it more time by {client.prefix}.timeout_s"
     if error.status is None:
         return f"{where}; is the server running, and is this its address?"

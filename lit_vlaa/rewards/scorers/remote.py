@@ -126,7 +126,7 @@ class RemoteScorer:
             health = self._client.ask("GET", "/health")
         except RequestError as error:
             remedy = "is the server running, and is this its address? (docs/scorers.md tells how to start it)"
-            if error.unfinished:
+            if error.late:
                 remedy = "a server is there: see its log, or give it more time by --model.scorer.timeout_s"
             elif error.status in {401, 403}:
                 remedy = "name the environment variable with its token by --model.scorer.api_key_env"

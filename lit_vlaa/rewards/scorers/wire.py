@@ -34,6 +34,7 @@ class RequestError(Exception):
         retry: Whether the same request may succeed later.
         retry_after: Seconds that the server asked to wait.
         connected: Whether the server could be reached.
+        late: Whether a server took the request and did not answer in time.
     """
 
     def __init__(
@@ -44,17 +45,14 @@ class RequestError(Exception):
         retry: bool = False,
         retry_after: float = 0.0,
         connected: bool = True,
+        late: bool = False,
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.retry = retry
         self.retry_after = retry_after
         self.connected = connected
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a server took the request and gave no whole reply."""
-        return self.status is None and self.connected and self.retry
+        self.late = late
 
 
 async def exchange(
@@ -89,11 +87,11 @@ async def exchange(
         async with asyncio.timeout(timeout_s), client.stream(method, url, content=content) as response:
             raw = await _read(response, max_reply_bytes)
     except TimeoutError:
-        raise RequestError(f"no complete reply within {timeout_s:g} s", retry=True) from None
+        raise RequestError(f"no complete reply within {timeout_s:g} s", retry=True, late=True) from None
     except httpx.TransportError as error:
         unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
         what = "cannot connect" if unreachable else "the connection broke"
-        reason = f"{what}: {printable(str(error)) or type(error).__name__}"
+        reason = f"{what}: {printable(str(error), secret) or type(error).__name__}"
         raise RequestError(reason, retry=True, connected=not unreachable) from error
     reply = _json(raw)
     status = response.status_code

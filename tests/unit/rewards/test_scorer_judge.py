@@ -5,7 +5,9 @@ import io
 import json
 import logging
 import pickle
+import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -446,10 +448,26 @@ def test_prepare_says_what_is_wrong(
 def test_prepare_tells_a_slow_server_from_none() -> None:
     ended = threading.Event()
     with scripted(lambda seen: MODELS if seen.method == "GET" else Reply({"late": ended.wait(9)})) as server:
-        remedy = r"no complete reply within 0.2 s; a server is there: .* give it more time by --model.scorer.timeout_s$"
+        remedy = r"no complete reply within 1 s; a server is there: .* give it more time by --model.scorer.timeout_s$"
         with pytest.raises(ValueError, match=remedy):
-            judge(server.url, timeout_s=0.2, retries=0).prepare()
+            judge(server.url, timeout_s=1.0, retries=0).prepare()
         ended.set()
+
+
+def test_prepare_tells_what_hangs_up_from_what_is_slow() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with pytest.raises(ValueError, match=r"the connection broke: .*; is the server running, and is this its addr"):
+            judge(url, retries=0).prepare()
+        with suppress(OSError):  # wakes the thread, where it can
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_model_that_is_not_listed_may_still_answer() -> None:

@@ -261,9 +261,9 @@ def test_prepare_says_what_is_wrong(health: Reply, match: str) -> None:
 def test_prepare_tells_a_slow_server_from_none() -> None:
     ended = threading.Event()
     with scripted(lambda _: Reply({"late": ended.wait(9)})) as server:
-        remedy = r"within 0.2 s; a server is there: .* give it more time by --model.scorer.timeout_s$"
+        remedy = r"within 1 s; a server is there: .* give it more time by --model.scorer.timeout_s$"
         with pytest.raises(ValueError, match=remedy):
-            remote(server.url, timeout_s=0.2, retries=0).prepare()
+            remote(server.url, timeout_s=1.0, retries=0).prepare()
         ended.set()
 
 
