@@ -128,7 +128,7 @@ def open_rgb(root: Path, path: str, *, max_pixels: int, content: bytes | None = 
     """Opens an image as RGB.
 
     Transparency is laid over white, 16-bit grey is scaled to 8 bits, an animation gives its first frame. The
-    orientation tag of photographs is ignored, as common VLM pipelines do.
+    orientation tag of photographs is ignored, as common VLM pipelines do. Nothing beside the pixels is kept.
 
     Args:
         root: Image root, resolved.
@@ -141,7 +141,9 @@ def open_rgb(root: Path, path: str, *, max_pixels: int, content: bytes | None = 
     """
     with _opened(root, path, max_pixels, content) as image:
         check_scans(image)
-        return _to_rgb(image)
+        opened = _to_rgb(image)
+        opened.info = {}  # Pillow copies texts, profiles and the like, up to 64 MiB: not to be carried through a batch
+        return opened
 
 
 @contextmanager
