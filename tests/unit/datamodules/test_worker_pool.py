@@ -1,4 +1,7 @@
-"""Ctrl-C wherever it may fall into the work of a pool. One program tries it all: it goes to the main thread."""
+"""Ctrl-C, or a process's end, wherever it may fall into the work of a pool.
+
+One program tries it all, as a Ctrl-C goes to the main thread.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 LOCKS = (1, 2, 3, 10, 25, 60)
 PROGRAM = """
-import json, multiprocessing, os, signal, threading, time
+import json, multiprocessing, os, signal, struct, threading, time
 from concurrent.futures.process import BrokenProcessPool
 from datamodules.worker_pool import worker_pool
 
@@ -62,6 +65,33 @@ def killed():
     with worker_pool(1, lambda: None) as pool:
         pool.result(pool.submit(os._exit, 1))
 
+def half(connection, message):
+    os.write(connection.fileno(), struct.pack("!i", len(message)) + bytes(message[: len(message) // 2]))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def cut():
+    multiprocessing.connection.Connection._send_bytes = half
+
+def killed_amid_a_message():
+    # Python sends a job by the same method, but the parent's is another process's
+    with worker_pool(2, cut) as pool:
+        pool.result(pool.submit(bytes, 1000))
+
+def hung_up():
+    raise BrokenPipeError("by whom the job had asked")
+
+def failing(work):
+    with worker_pool(1) as pool:
+        job = pool.submit(work)
+        after = pool.submit(abs, -1)
+        try:
+            pool.result(job)
+        except Exception as error:
+            return [type(error).__name__, str(error), work.__name__ in str(error.__cause__), pool.result(after)]
+
+def no_pickle():
+    return lambda: 0
+
 def told(work, *args):
     try:
         return work(*args)
@@ -69,7 +99,8 @@ def told(work, *args):
         return type(error).__name__
 
 before = signal.getsignal(signal.SIGINT)
-found = {"killed": told(killed)}
+found = {"killed": told(killed), "cut": told(killed_amid_a_message)}
+found["failed"] = [told(failing, work) for work in (hung_up, no_pickle)]
 threading.Condition.__enter__ = entering
 found["undisturbed"] = told(jobs, 0)
 found["locks"] = [told(jobs, lock) for lock in LOCKS]
@@ -110,7 +141,14 @@ def test_a_second_ctrl_c_ends_the_jobs_in_progress(body: str, found: dict[str, o
 
 
 def test_a_process_that_was_killed_is_told(found: dict[str, object]) -> None:
-    assert found["killed"] == "BrokenProcessPool"
+    assert found["killed"] == found["cut"] == "BrokenProcessPool"
+
+
+def test_errors_of_jobs_come_with_their_traceback_and_end_no_process(found: dict[str, list[list[object]]]) -> None:
+    hung_up, no_pickle = found["failed"]
+    assert hung_up == ["BrokenPipeError", "by whom the job had asked", True, 1]
+    assert "no_pickle" in str(no_pickle[1])
+    assert no_pickle[2:] == [True, 1]
 
 
 def test_no_process_stays_and_ctrl_c_is_what_it_was(found: dict[str, object]) -> None:
