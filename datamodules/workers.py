@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from multiprocessing import util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -41,9 +41,14 @@ def worker_options(workers: int) -> dict[str, Any]:
     return {"num_workers": workers, "worker_init_fn": _prepare, "multiprocessing_context": _context()}
 
 
+_PASSED_OVER = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send; at SLURM's a fork of the trainer would save and requeue."""
+
+
 def _prepare(worker: int) -> None:  # noqa: ARG001  # PyTorch gives the worker's number
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM's; else a fork of the trainer would save and requeue
+    for number in _PASSED_OVER:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_OVER)  # what came since its start is dropped
     # One that PyTorch finds waiting would see it too, but not one whose last message nobody reads any more.
     end_with_parent()
 
@@ -151,6 +156,7 @@ def _context() -> BaseContext:
 
     def process(context: BaseContext, *args: Any, **options: Any) -> BaseProcess:  # noqa: ARG001
         worker: Any = usual.Process(*args, **options)
+        worker.start = partial(_start, worker)
         worker.terminate = worker.kill  # what PyTorch calls once one has not ended in time; it passes over SIGTERM
         _made.add(worker)
         _end_workers_with(os.getpid())
@@ -163,6 +169,15 @@ def _context() -> BaseContext:
     parts = {"Event": _Flag, "Process": process, "Queue": messages}
     context: BaseContext = type("LoaderContext", (type(usual),), parts)()
     return context
+
+
+def _start(worker: BaseProcess) -> None:
+    """Starts a worker that no signal can reach until it is prepared."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_OVER)
+    try:
+        type(worker).start(worker)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @cache

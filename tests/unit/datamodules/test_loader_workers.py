@@ -88,6 +88,42 @@ def test_a_schedulers_signals_pass_a_worker_by() -> None:
     assert len(set(rows)) == 1
 
 
+def printed_by(program: str, *arguments: str) -> str:
+    """What a program prints that can import this file; it is to say nothing else."""
+    # PyTorch warns of more workers than processors that it sees.
+    environment = {
+        **os.environ,
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+    }
+    words = [sys.executable, "-c", program, *arguments]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=True, env=environment)
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+AT_START = """
+import os, signal, sys
+from torch.utils.data import DataLoader
+from datamodules.workers import worker_options
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+
+def told():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGUSR1), after_in_child=told)
+rows = DataLoader([1, 2, 3, 4], **worker_options(2))
+print([int(row) for row in rows], len(heard), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+def test_signals_at_a_workers_start_pass_it_by_and_reach_the_trainer() -> None:
+    assert printed_by(AT_START) == "[1, 2, 3, 4] 2 set()\n"
+
+
 @pytest.fixture
 def pinning(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's thread for pinned memory, as on a GPU; it hands things on as they are."""
@@ -219,16 +255,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(("method", "place"), [("fork", "here"), ("fork", "in a child"), ("spawn", "here")])
 def test_python_ends_beside_a_loader_in_use(method: str, place: str) -> None:
-    # PyTorch warns of more workers than processors that it sees.
-    environment = {
-        **os.environ,
-        "PYTHONWARNINGS": "ignore",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
-    }
-    words = [sys.executable, "-c", SCRIPT, method, place]
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    assert ended.stderr == ""
-    first, second = map(int, ended.stdout.split())
+    first, second = map(int, printed_by(SCRIPT, method, place).split())
     assert first != second
     for worker in (first, second):
         with pytest.raises(ProcessLookupError):
