@@ -1,13 +1,15 @@
 """What stands for released models, data and files of a reader's own where documented commands are run.
 
 A small model and small data under the released names, served as the Hub serves them, pictures and rows under the names
-that pages use, and fewer rows and steps. Everything else of a command stays as it is on the page.
+that pages use, servers (`stand_in_servers`), and fewer rows and steps. Everything else of a command stays as it is on
+the page.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,9 @@ from helpers.benchmark_files import picture, write_benchmark
 from helpers.checkpoints import as_released, tiny_qwen2_vl
 from helpers.hub_server import Repo
 from helpers.launch import ROOT
+from helpers.reward_models import save_reward_model
 from helpers.samples import tiny_backbone
+from helpers.stand_in_servers import ROLLOUTS
 
 NEW, OLD = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"), ("Qwen/Qwen2-VL-2B-Instruct",)
 """Models of the two architectures."""
@@ -29,6 +33,7 @@ SFT_ROWS, GRPO_ROWS = 30, 32
 _GPUS = {f"configs/trainer/{name}.yaml" for name in ("one_gpu", "eight_gpus")}
 _NO_GPU = ["configs/trainer/cpu.yaml", "--trainer.devices", "1", "--trainer.strategy", "auto"]
 _SFT, _GRPO = (f"data/VLAA-Thinking/{SPLIT_FILES[split]}" for split in ("sft", "grpo"))
+_TRACED = "runs/traced/version_0"
 _TRAINED = "runs/grpo-3b/version_0/checkpoints/last.ckpt"
 
 NAMES: Mapping[str, str] = {
@@ -36,44 +41,62 @@ NAMES: Mapping[str, str] = {
     "VG_FOLDER": "drawn/images/vg",
     "ROWS.json": _GRPO,
     "CHECKPOINT": _TRAINED,
+    "configs/data/build.yaml": "served/data/build.yaml",
     "runs/quickstart/grpo/version_0/checkpoints/last.ckpt": "runs/tutorial/grpo/version_0/checkpoints/last.ckpt",
     "runs/paper/sft-10k/version_0/checkpoints/last.ckpt": "runs/sft-3b/version_0/checkpoints/last.ckpt",
 }
 """Words of commands that stand for something of the reader's, and what is put in their place."""
 
 ON_PAGES: Mapping[str, Mapping[str, str]] = {
-    "docs/evaluation": {"runs/grpo-3b/benchmarks": "runs/eval-grpo-3b/benchmarks"},
+    "docs/evaluation": {"runs/grpo-3b/benchmarks": "runs/eval-grpo-3b/benchmarks", "...": ""},
     "docs/data/select": {"2000": "80", "1000": "40", "-1K.json": "-40.json"},
     "docs/paper": {"25000": "20", "10000": "10", "5000": "5", "55000": "2", "ROWS.json": _SFT},
-    "docs/traces": {"CHECKPOINT": "runs/tutorial/grpo/version_0/checkpoints/last.ckpt"},
+    "docs/data/build": {"data/built/VLAA-Thinking-SFT-8K.json": "data/built/VLAA-Thinking-SFT-16.json"},
+    "docs/traces": {
+        "CHECKPOINT": "runs/tutorial/grpo/version_0/checkpoints/last.ckpt",
+        "BASE.ckpt": "runs/tutorial/sft/version_0/checkpoints/last.ckpt",
+        "STAGE.yaml": "configs/quickstart/grpo.yaml",
+        "RUN": _TRACED,
+        "OTHER": _TRACED,
+        "RUN/responses.jsonl": f"{_TRACED}/responses.jsonl",
+        "RUN/perplexity.jsonl": f"{_TRACED}/perplexity.jsonl",
+        "OTHER/perplexity.jsonl": f"{_TRACED}/perplexity.jsonl",
+    },
 }
-"""The same for single pages, ahead of `NAMES`; what begins with a hyphen is the end of a word."""
+"""The same for single pages, ahead of `NAMES`. What begins with a hyphen ends a word; "" stands for nothing."""
 
 _ALL = {"--data.num_workers": "0"}
 _FIT = {"--trainer.max_steps": "2", "--data.batch_size": "4", "--data.val_count": "4"}
 _REWARDED = {"--model.sampling.max_new_tokens": "6", "--model.reward.math_workers": "1"}
 
 
-def instead(words: Sequence[str], page: str) -> list[str]:
+def instead(words: Sequence[str], page: str, servers: Mapping[str, str]) -> list[str]:
     """A command with stand-ins: other names, no GPU, and sizes wherever the page gives none.
 
     Args:
         words: After `lit-vlaa`, as on the page.
         page: Its path without suffix.
+        servers: Addresses by those on pages.
     """
-    names = {**NAMES, **ON_PAGES.get(page, {})}
+    names = {**servers, **NAMES, **ON_PAGES.get(page, {})}
     changed = [names.get(word, word) for word in words]
     for end, other in names.items():
         if end.startswith("-"):
             changed = [word.removesuffix(end) + other if word.endswith(end) else word for word in changed]
     changed = [part for word in changed for part in (_NO_GPU if word in _GPUS else [word])]
-    return changed + [word for flag, value in _sizes(changed).items() if flag not in changed for word in (flag, value)]
+    added = _sizes(changed)
+    if "configs/generator/vllm.yaml" in changed:
+        added |= {"--model.generator.url": servers[ROLLOUTS], "--model.generator.weights_dir": "weights"}
+    changed += [word for flag, value in added.items() if flag not in changed for word in (flag, value)]
+    return [word for word in changed if word]
 
 
 def _sizes(words: Sequence[str]) -> dict[str, str]:
     """Flags that make a command small; those of the tiny configurations are small as they are."""
     if "configs/eval/benchmarks.yaml" in words:
         return {"--trainer.callbacks.max_new_tokens": "4"}
+    if "--trainer.callbacks+=callbacks.ResponseWriter" in words:
+        return {"--trainer.default_root_dir": str(Path(_TRACED).parent)}
     if words[0] == "predict" and words[1][0] != "-":
         return {"--model.sampling.max_new_tokens": "6"}
     rewarded = "configs/grpo.yaml" in words
@@ -97,7 +120,8 @@ def repositories(folder: Path) -> list[Repo]:
     tiny_qwen2_vl(backbone.processor).save_pretrained(old)
     as_released(new)
     repos = [_repo(name, path, letter) for names, path, letter in ((NEW, new, "a"), (OLD, old, "b")) for name in names]
-    return [*repos, _data(folder)]
+    scorer = _repo("Skywork/Skywork-VL-Reward-7B", save_reward_model(folder / "scorer"), "c")
+    return [*repos, scorer, _data(folder)]
 
 
 def _repo(name: str, folder: Path, letter: str) -> Repo:
@@ -124,14 +148,16 @@ def _packed(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def furnish(folder: Path, pages: Mapping[str, str]) -> None:
+def furnish(folder: Path, pages: Mapping[str, str], servers: Mapping[str, str]) -> None:
     """Puts files where a reader of the pages has them: configurations, benchmarks, pictures, rows, archives.
 
     Args:
         folder: Where commands are given; `drawn` in it is the data set of `repositories`.
         pages: Files that pages show, by name.
+        servers: Addresses by those on pages.
     """
     (folder / "configs").symlink_to(ROOT / "configs")
+    _prepare_build(folder, servers)
     for name, content in pages.items():
         (folder / name).write_text(content, encoding="utf-8")
     benchmarks = folder / "data" / "benchmarks"
@@ -155,3 +181,15 @@ def furnish(folder: Path, pages: Mapping[str, str]) -> None:
         with zipfile.ZipFile(folder / "downloads" / f"{name}.zip", "w") as out:
             for path in sorted((start / source).rglob("*.png")):
                 out.write(path, path.relative_to(start).as_posix())
+
+
+def _prepare_build(folder: Path, servers: Mapping[str, str]) -> None:
+    """Puts the configuration of `data build`, with other addresses, at the same depth, and what it names in place."""
+    text = (ROOT / "configs/data/build.yaml").read_text(encoding="utf-8")
+    for address, served in servers.items():
+        text = text.replace(address, served)
+    shutil.copytree(ROOT / "configs/data/prompts", folder / "served/data/prompts")
+    (folder / "served/data/build.yaml").write_text(text, encoding="utf-8")
+    (folder / "data").mkdir()
+    (folder / "data/images").symlink_to(folder / "drawn/images")
+    shutil.copy(folder / "drawn/VLAA-Thinking-GRPO.json", folder / "data" / SPLIT_FILES["grpo"])

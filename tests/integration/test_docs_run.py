@@ -21,43 +21,25 @@ from helpers.commands import lit
 from helpers.documented import PAGES
 from helpers.hub_server import environment, serving
 from helpers.launch import ROOT
+from helpers.stand_in_servers import addresses
 from helpers.stand_ins import furnish, instead, repositories
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TUTORIAL = "docs/tutorial"
-_SERVED = "asks a server, which tests hold beside it: "
 PARSED_ONLY = {
-    "docs/data/build": {
-        "data build": _SERVED + "test_data_build.py",
-        "data/built/": "trains on what a build makes",
-    },
+    "docs/data/build": {"--merge": "of what an array of jobs has built: test_data_build.py"},
     "docs/data/index": {
         "...": "leaves flags out",
         "25k.yaml": "trains on what the line before it would make; test_paper_configs.py composes it",
     },
     "docs/data/select": {"...": "leaves flags out"},
-    "docs/evaluation": {
-        "in_training": "needs many steps; test_eval_configs.py composes it, test_benchmarks.py runs the callback",
-        "EndpointJudge": _SERVED + "test_benchmarks.py",
-    },
     "docs/howto/eight_gpus": {"--trainer.strategy ddp": "starts processes of its own, as tests/distributed does"},
-    "docs/howto/judge": {"judge.yaml": _SERVED + "test_scorers_in_runs.py"},
-    "docs/howto/vllm": {"generator/vllm.yaml": _SERVED + "test_vllm.py"},
     "docs/howto/several_nodes": {"fit": "of scripts for several hosts: test_cluster.py and test_hosts.py run these"},
-    "docs/reward_model": {"RewardModelScorer": "needs a reward model; test_scorers_in_runs.py has a tiny one"},
-    "docs/scorers": {
-        "ChatJudge": _SERVED + "test_scorers_in_runs.py",
-        "RemoteScorer": _SERVED + "test_scorers_in_runs.py",
-        "rewards serve": "goes on until it is stopped; tests/unit/rewards/test_scorer_server.py starts it",
-    },
+    "docs/scorers": {"rewards serve": "goes on until it is stopped; test_scorer_server.py starts it"},
     "docs/study": {
         "study run": "22 minutes; test_study.py runs one of seconds",
         "study report": "reads a study that was run; test_study.py",
-    },
-    "docs/traces": {
-        "study perplexity": "reads responses under names that stand for many; test_study_traces.py",
-        "study traces": "the same",
     },
 }
 """By page: part of each command that is parsed only (test_docs_commands.py), and why."""
@@ -115,13 +97,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(folder: Path) -> dict[tuple[str, ...], Done]:
     """All commands that are run, each once."""
     wanted = [one for one in shown() if not one.why_not and one.words[0] != DOCTOR]
-    commands = list(dict.fromkeys(tuple(instead(one.words, one.page)) for one in wanted))
     repos = repositories(folder)
     files = [documented.files(page.read_text(encoding="utf-8")) for page in PAGES]
-    furnish(folder, {name: content for of_page in files for name, content in of_page.items()})
     (folder / "logs").mkdir()
-    (folder / "commands.json").write_text(json.dumps(commands))
-    with serving(*repos, storage=True) as hub:
+    with serving(*repos, storage=True) as hub, addresses(folder / "drawn/VLAA-Thinking-GRPO.json") as servers:
+        furnish(folder, {name: content for of_page in files for name, content in of_page.items()}, servers)
+        commands = list(dict.fromkeys(tuple(instead(one.words, one.page, servers)) for one in wanted))
+        (folder / "commands.json").write_text(json.dumps(commands))
         environ = environment(hub.url, folder / "home", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", CUDA_VISIBLE_DEVICES="")
         ended = subprocess.run(
             [sys.executable, "-m", "helpers.documented_runs", "commands.json", "logs"],
