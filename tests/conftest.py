@@ -69,6 +69,13 @@ def pytest_runtestloop() -> None:
     gc.enable()
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_an_earlier_run() -> None:
+    """`seed_everything` leaves its seed in the environment, where rollouts without one of their own look for it."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def shared_examples() -> Path:
     """Folder with example rows in the published data's own form."""

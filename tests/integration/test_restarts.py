@@ -193,11 +193,19 @@ def test_flags_that_cannot_be(changed: dict[str, int | str], told: str, capfd: p
     assert told in capfd.readouterr().err
 
 
-def test_a_port_that_another_has(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_another_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    waiting = {"monotonic": lambda: now[0], "sleep": lambda seconds: now.append(now.pop() + seconds)}
+    for module in (hosts, host_agent):  # only waiting takes time, however busy the machine is
+        monkeypatch.setattr(module, "time", SimpleNamespace(strftime=time.strftime, **waiting))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert hosts.main([*flags(nodes=2, wait=1, port=port), "--", "fit"]) == 1
-    assert f"no meeting at 127.0.0.1:{port} yet: The server socket has failed to listen" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert told.count(f"no meeting at 127.0.0.1:{port} yet: The server socket has failed to listen") == 1
+    assert f"nothing answers at 127.0.0.1:{port} since 1 s (WAIT): The server socket has failed to listen" in told
     assert not (folder / "starts").exists()
 
 
@@ -227,16 +235,16 @@ AGENT = """
 import sys
 from lit_vlaa import host_agent, hosts
 sys.executable = sys.argv.pop(1)
-hosts._FAREWELL, host_agent._HEED, host_agent._LEAVING = 2.0, 0.2, 0.5
+hosts._FAREWELL, host_agent._HEED, host_agent._LEAVING = 2.0, 0.2, float(sys.argv.pop(1))
 hosts._READ_TIMEOUT = 900  # in which torch hears nothing
 sys.exit(hosts.main())
 """
 
 
-def start(folder: Path, **changed: int | str) -> subprocess.Popen[str]:
-    """An agent in a process of its own."""
+def start(folder: Path, *, leaving: float = 0.5, **changed: int | str) -> subprocess.Popen[str]:
+    """An agent in a process of its own; once told to go it has `leaving` seconds when its processes have ended."""
     return subprocess.Popen(
-        [PYTHON, "-c", AGENT, folder / "python", *flags(**{"nodes": 2} | changed), "--", "fit"],
+        [PYTHON, "-c", AGENT, folder / "python", str(leaving), *flags(**{"nodes": 2} | changed), "--", "fit"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -254,7 +262,8 @@ def wait(done: Callable[[], bool]) -> None:
 def test_a_host_that_is_told_to_go_ends_the_run(folder: Path) -> None:
     (folder / "script").write_text("sleep\n" * 4)
     port = free_port()
-    first, second = (start(folder, node=node, port=port) for node in (0, 1))
+    # Half a second is too short for a busy machine: one that has not said that it leaves is waited for.
+    first, second = (start(folder, leaving=100, node=node, port=port) for node in (0, 1))
     wait(lambda: len([path for path in folder.glob("alive-*") if path.read_text()]) == 2)
     second.send_signal(signal.SIGTERM)
     told = second.communicate(timeout=120)[1]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from helpers.launch import environment_alone, free_port
 from lit_vlaa import cli
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.cli import Tool, main
@@ -142,11 +142,11 @@ def test_two_ranks_that_the_command_starts_itself(strategy: list[str], tmp_path:
     flags = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1", "--trainer.devices", "2"]
     subprocess.run(
         [sys.executable, "-m", "lit_vlaa", "fit", *TOY, *QUIET, *flags, "--trainer.strategy", *strategy],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        env=environment_alone() | {"MASTER_PORT": str(free_port())},
         cwd=tmp_path,
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=240,
     )
     checkpoint = next((tmp_path / "version_0" / "checkpoints").iterdir())
     assert checkpoint.is_dir() == (len(strategy) > 1)

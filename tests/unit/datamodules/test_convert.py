@@ -74,6 +74,8 @@ def test_finished_shards_are_not_written_again(
 ) -> None:
     arguments = (data.data_file("grpo"), data.image_root)
     folder = converted(tmp_path / "shards", *arguments, shard_mb=0.01)
+    for path in folder.glob("rows-*"):
+        os.utime(path, (1, 1))  # what is written again has another time, however coarse a file system's are
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("rows-*")}
     # One shard was lost, one was damaged, and the manifest had not been written.
     damaged, lost = sorted(before)[:2]
@@ -169,7 +171,7 @@ def test_a_disk_that_fills_up_shows_at_once(tmp_path: Path, monkeypatch: pytest.
 
     def jobs(cutter: Any) -> Iterator[Any]:
         (job,) = list(original(cutter))
-        while len(cut) < 400:  # 20 s
+        while len(cut) < 2400:  # two minutes
             cut.append(1)
             yield job
             time.sleep(0.05)
@@ -178,7 +180,7 @@ def test_a_disk_that_fills_up_shows_at_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Cutter, "jobs", jobs)
     with pytest.raises(OSError, match=r"no space left on the disk of --output-dir .*shards; free some"):
         converted(tmp_path / "shards", file, tmp_path)
-    assert len(cut) < 400
+    assert len(cut) < 2400
 
 
 def test_what_killed_processes_leave_goes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -451,6 +452,30 @@ def test_ctrl_c_while_the_thread_starts_ends_its_work(monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         run_apart(work)
     assert ended.wait(60)
+
+
+def test_what_was_read_in_part_is_closed_and_causes_no_words(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a task that is dropped amid its work asyncio tells the user, at any later time."""
+    closed: list[str] = []
+
+    async def reply(name: str) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"more"
+        finally:
+            await asyncio.sleep(0)  # a connection is closed in several turns of the loop
+            closed.append(name)
+
+    async def work() -> None:
+        held.append(reply("held"))  # as by a cycle that is not collected yet
+        await anext(held[0])
+        await anext(reply("dropped"))
+
+    held: list[AsyncIterator[bytes]] = []
+    run_apart(work)
+    gc.collect()
+    assert sorted(closed) == ["dropped", "held"]
+    assert not caplog.records
 
 
 def test_what_work_raises_comes_out() -> None:
