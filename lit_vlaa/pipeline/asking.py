@@ -11,12 +11,12 @@ from pathlib import Path
 from lit_vlaa.checks import RunStoppedError
 from lit_vlaa.endpoints.completions import Endpoint, EndpointLostError, RefusedError, UnansweredError, UnmadeError
 from lit_vlaa.endpoints.reply_cache import ReplyCache
+from lit_vlaa.event_loop import run_apart
 from lit_vlaa.pipeline.config import AskConfig, BuildConfig
 from lit_vlaa.pipeline.interrupts import InterruptedBuildError, watching
 from lit_vlaa.pipeline.prompt_files import PromptFile
 from lit_vlaa.pipeline.rows import Reject, Row, StepWriter
 from lit_vlaa.pipeline.steps import Asking, Work
-from lit_vlaa.rewards.scorers.client import run_apart
 from lit_vlaa.rewards.scorers.wire import printable
 
 AHEAD = 16

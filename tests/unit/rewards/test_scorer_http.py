@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from helpers.scripted_http import Reply, Seen, closed_port, in_turn, scripted
+from lit_vlaa.event_loop import run_apart
 from lit_vlaa.rewards.scorers import client as client_module
 from lit_vlaa.rewards.scorers import wire
-from lit_vlaa.rewards.scorers.client import Body, JsonClient, run_apart
+from lit_vlaa.rewards.scorers.client import Body, JsonClient
 from lit_vlaa.rewards.scorers.wire import MAX_REPLY_BYTES, RequestError, clean_url, is_loopback, printable, retry_after
 
 FINE = Reply({"fine": True})
@@ -444,7 +445,7 @@ def test_ctrl_c_while_the_thread_starts_ends_its_work(monkeypatch: pytest.Monkey
 
     def interrupted(thread: threading.Thread) -> None:
         start(thread)
-        if thread.name == "scorer-requests":
+        if thread.name == "requests":
             assert begun.wait(120)
             raise KeyboardInterrupt
 
