@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vlaa.hints import BESIDE, NEAREST, missing, unknown_option
+from lit_vlaa.output_paths import given_to
 
 PRECISIONS = ("32-true", "bf16-mixed")
 """Values of `--trainer.precision` that manual optimisation with clipping of our own trains in."""
@@ -286,8 +287,8 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
         return os.environ[_LAST] or None
     folders = [
         config["trainer"]["default_root_dir"] or ".",
-        *_given(config["trainer"]["callbacks"], "dirpath"),
-        *_given(config["trainer"]["logger"], "save_dir"),
+        *given_to(config["trainer"]["callbacks"], "dirpath"),
+        *given_to(config["trainer"]["logger"], "save_dir"),
     ]
     for folder in map(Path, folders) if command == "fit" else ():
         remove_leftovers(folder, below=True)
@@ -312,13 +313,6 @@ def last_checkpoint(config: Mapping[str, Any], command: str) -> str | None:
             file.write(f"{path}\n{path.stat().st_mtime_ns}")
             file.truncate()
     return None if path is None else str(path)
-
-
-def _given(parsed: Any, name: str) -> list[str]:
-    """What the classes of `--trainer.callbacks` or `--trainer.logger` are given as their argument `name`."""
-    entries = parsed if isinstance(parsed, list) else [parsed]
-    settings = [entry.get("init_args") or {} for entry in entries if isinstance(entry, Mapping)]
-    return [str(own[name]) for own in settings if own.get(name)]
 
 
 def _checkpoint(path: Any) -> Iterator[str]:

@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that `--help`, `--version` and the tools answ
 
 from __future__ import annotations
 
-import difflib
 import gc
 import importlib
 import inspect
@@ -20,8 +19,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from lit_vlaa.beside_bars import beside_bars
 from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, is_out_of_memory
-from lit_vlaa.flags import refuse_file, told
+from lit_vlaa.flags import check_output, told
+from lit_vlaa.hints import NEAR_OF_FEW, nearest
 from lit_vlaa.versions import installed
 
 RUNS = {
@@ -206,7 +207,8 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(f"lit-vlaa {installed('lit-vlaa') or '(not installed)'}\n")
         return 0
     if words[0] == "predict" and words[1:] and not words[1].startswith("-"):
-        return _run_tool("predict", PREDICT, words[1:])
+        with beside_bars():
+            return _run_tool("predict", PREDICT, words[1:])
     if words[0] == "predict" and len(words) == 1:
         raise UsageError([_ASK])
     if words[0] in RUNS:
@@ -217,7 +219,8 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in TOOLS:
-            return _run_tool(name, TOOLS[name], words[length:])
+            with beside_bars():
+                return _run_tool(name, TOOLS[name], words[length:])
     group = {name: tool.summary for name, tool in TOOLS.items() if name.startswith(f"{words[0]} ")}
     if group and words[1:2] in (["-h"], ["--help"]):
         sys.stdout.write("\n".join([*_table(group), "", f"lit-vlaa {next(iter(group))} --help shows its flags", ""]))
@@ -258,8 +261,9 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
         function, as_group=False, as_positional=False, skip={tool.output} if tool.output else None
     )
     values = parser.instantiate(parser.parse_args([_underscored(word) for word in words])).as_dict()
-    if isinstance(folder := values.get("output_dir"), Path):
-        refuse_file(folder)
+    for key, flag in (("output_dir", "--output-dir"), ("data_dir", "--data-dir"), ("output", "--output")):
+        if isinstance(path := values.get(key), Path):
+            check_output(flag, path, file=key == "output")
     if tool.output:
         values[tool.output] = values.pop("output_dir")
     try:
@@ -292,10 +296,8 @@ def _unknown(words: Sequence[str]) -> str:
     commands = within or [*RUNS, *TOOLS]
     typed = " ".join(words[:2]) if within else words[0]
     group = within and (len(words) == 1 or words[1].startswith("-"))  # `study` would be near `study run` alone
-    close = [] if group else difflib.get_close_matches(typed, commands, n=1)
-    if words[0] in ELSEWHERE:
-        close = [ELSEWHERE[words[0]]]
-    advice = f"did you mean `lit-vlaa {close[0]}`?" if close else f"use one of: {', '.join(commands)}"
+    close = ELSEWHERE.get(words[0]) or ("" if group else nearest(typed, commands, NEAR_OF_FEW))
+    advice = f"did you mean `lit-vlaa {close}`?" if close else f"use one of: {', '.join(commands)}"
     given = " ".join(word for word in words[: 2 if within else 1] if not word.startswith("-"))
     return f"there is no command `lit-vlaa {given}`; {advice}"
 

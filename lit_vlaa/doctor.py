@@ -32,6 +32,7 @@ from lit_vlaa.memory import (
     tensors_of,
     weight_bytes,
 )
+from lit_vlaa.output_paths import run_problems
 from lit_vlaa.placement import batch_problems, disk_lines, kept_checkpoints
 from lit_vlaa.preflight import look_at_callbacks, look_at_rows
 from lit_vlaa.reference import Reference
@@ -64,7 +65,8 @@ def run(words: Sequence[str]) -> int:
         return int(_report_environment())
     config = read_config(rest)
     ranks = ranks_of(config["trainer"])
-    problems = [*find_problems(config), *setting_problems(config["model"]), *batch_problems(config, ranks)]
+    problems = [*find_problems(config), *run_problems(config["trainer"]), *setting_problems(config["model"])]
+    problems += batch_problems(config, ranks)
     memory = gpu_bytes() if own.memory_gb is None else int(own.memory_gb * 2**30)
     try:
         described, shape = run_of(config, own.prompt_tokens)

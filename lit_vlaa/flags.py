@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from lit_vlaa.checks import UsageError, one_line
 from lit_vlaa.hints import NEAREST, hint, unknown_option
+from lit_vlaa.output_paths import output_fault, refused
 
 
 def told(message: str, *, prog: str, known: Iterable[str], words: Sequence[str]) -> str:
@@ -41,6 +42,8 @@ class Flags(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         """Takes no abbreviations; `options` are those of `ArgumentParser`."""
         super().__init__(allow_abbrev=False, **options)
+        self.writes = True
+        """Whether the command writes to what `--output-dir` or `--output` names."""
         self._words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -53,7 +56,7 @@ class Flags(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parses the words after the command."""
-        return _checked(self.parse_args(self._spelt(words)))
+        return self._checked(self.parse_args(self._spelt(words)))
 
     def read_some(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parses the words after the command; those with a dot in their flag, and their values, are handed back."""
@@ -78,7 +81,13 @@ class Flags(argparse.ArgumentParser):
 
     def _read_own(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         given, rest = self.parse_known_args(self._spelt(words))
-        return _checked(given), rest
+        return self._checked(given), rest
+
+    def _checked(self, given: argparse.Namespace) -> argparse.Namespace:
+        for name, is_file in (("output_dir", False), ("output", True)):
+            if (path := getattr(given, name, None)) is not None:
+                check_output(f"--{name.replace('_', '-')}", path, file=is_file, writes=self.writes)
+        return given
 
     def _spelt(self, words: Sequence[str]) -> Sequence[str]:
         """The words with this command's flags as it knows them."""
@@ -89,26 +98,20 @@ class Flags(argparse.ArgumentParser):
         return self._words
 
 
-def _checked(given: argparse.Namespace) -> argparse.Namespace:
-    folder = getattr(given, "output_dir", None)
-    if folder is not None:
-        refuse_file(folder)
-    return given
+def check_output(flag: str, path: Path, *, file: bool = False, writes: bool = True) -> None:
+    """Looks at where a command is to write, without making it.
 
-
-def refuse_file(folder: Path) -> None:
-    """Looks at the folder of `--output-dir` without making it.
+    Args:
+        flag: What names it.
+        path: A folder.
+        file: It is a file.
+        writes: The command writes to it, not only reads what is there.
 
     Raises:
-        UsageError: If it is a file, or is to lie below one.
+        UsageError: If it cannot be written.
     """
-    try:
-        file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
-    except OSError:  # a name that is too long, say, which is told when it is made
-        return
-    if file is not None:
-        where = "" if file == folder else f": {file}"
-        raise UsageError([f"--output-dir {folder}{where} is a file; name a folder"])
+    if fault := output_fault(path, file=file, writes=writes):
+        raise UsageError([refused(flag, path, fault)])
 
 
 def make_folder(folder: Path) -> None:
@@ -117,7 +120,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         UsageError: If it cannot be made.
     """
-    refuse_file(folder)
+    check_output("--output-dir", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

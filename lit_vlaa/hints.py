@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +30,8 @@ _SHORT = 4
 """Letters of a name of which one may be wrong."""
 _NEAR = 0.75
 """Least likeness of names, of which the same ending alone gives two thirds."""
+NEAR_OF_FEW = 0.6
+"""Among the few names of a file's section, or of a command's arguments, one that is less alike can be meant."""
 _MOST = 2000
 """Names of a folder that are looked through."""
 
@@ -40,6 +42,23 @@ def unknown_option(message: str) -> str | None:
     if found is None or "\n" in message:
         return None
     return ".".join(part for part in (found.groupdict().get("group"), found["option"]) if part)
+
+
+def nearest(name: str, known: Iterable[str], least: float = _NEAR) -> str:
+    """The name that was probably meant, empty where none is spelt alike.
+
+    Args:
+        name: What was typed.
+        known: What there is.
+        least: Likeness from which a name counts, from 0 to 1, as `difflib` measures it.
+    """
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=least)), "")
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """The end of a message on a name that is none of a few: what was probably meant, else what there is."""
+    near = nearest(name, known, NEAR_OF_FEW)
+    return f"did you mean {near!r}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
 def hint(option: str, known: Iterable[str]) -> str:
@@ -54,11 +73,9 @@ def hint(option: str, known: Iterable[str]) -> str:
     """
     names = sorted({name for name in known if not name.endswith((".help", "+"))} - {option})
     below = [name for name in names if name.endswith(f".{option}")]
-    near = sorted(below, key=len) or difflib.get_close_matches(
-        option, names, n=1, cutoff=0.8 if len(option) > _SHORT else 0.75
-    )
+    near = min(below, key=len) if below else nearest(option, names, 0.8 if len(option) > _SHORT else _NEAR)
     if near:
-        return f"{NEAREST}{near[0]}"
+        return f"{NEAREST}{near}"
     group = option.rpartition(".")[0]
     siblings = [name.rpartition(".")[2] for name in names if group and name.rpartition(".")[0] == group]
     return f"{BESIDE}{', '.join(siblings[:_SHOWN])}{', ...' if len(siblings) > _SHOWN else ''}" if siblings else ""
@@ -67,8 +84,8 @@ def hint(option: str, known: Iterable[str]) -> str:
 def missing(path: Path) -> str:
     """What to say of a path that is not there, behind it: where it was looked for, and which one was probably meant."""
     names = [] if _numbered(path) else _names(path.parent)
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=_NEAR) if len(names) <= _MOST else []
-    return f"does not exist; seen from {Path.cwd()}" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+    near = nearest(path.name, names) if len(names) <= _MOST else ""
+    return f"does not exist; seen from {Path.cwd()}" + (f"; did you mean {path.parent / near}?" if near else "")
 
 
 def unreadable(path: Path, error: OSError) -> str:

@@ -25,8 +25,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
+from lit_vlaa.beside_bars import beside_bars
 from lit_vlaa.checks import PreemptedExit, RunStoppedError, UsageError, find_problems, last_checkpoint, one_line
 from lit_vlaa.hints import configuration_fault, hint, unknown_option
+from lit_vlaa.output_paths import run_problems
 from lit_vlaa.run_folder import claim, release
 from lit_vlaa.run_progress import Progress
 from lit_vlaa.strategies import map_strategy_name
@@ -151,7 +153,7 @@ class VLAACLI(LightningCLI):
         except UsageError as error:
             raise UsageError([one_line(problem) for problem in error.problems]) from error
         config = self.config[self.config["subcommand"]]
-        if problems := find_problems(config):
+        if problems := [*find_problems(config), *run_problems(config.trainer)]:
             raise UsageError(problems)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = self._progress.last = last_checkpoint(config, self.config["subcommand"])
@@ -313,12 +315,17 @@ def run(args: Sequence[str]) -> None:
     # Ranks that Lightning starts run this process's command line again.
     sys.argv = [sys.argv[0], *args]
     preempted: PreemptedExit | None = None
+    begun = True
     try:
-        VLAACLI(args[0])
+        with beside_bars():
+            VLAACLI(args[0])
     except PreemptedExit as stop:
         preempted = stop
+    except UsageError:
+        begun = False
+        raise
     finally:
-        release()
+        release(begun=begun)
     if torch.distributed.is_initialized():
         # A rank that leaves early makes gloo abort the ranks that still hold connections to it.
         torch.distributed.barrier()

@@ -105,8 +105,6 @@ def run(
         raise ValueError(f"--workers must be at least 1, got {workers}")
     if unknown := sorted(set(sources or ()) - {*SOURCES, OTHER}):
         raise ValueError(f"--sources names {unknown}; known are {sorted({*SOURCES, OTHER})}")
-    if output is not None and output.is_dir():
-        raise ValueError(f"--output {output} is a folder; name a file in it")
     if output is not None and output.resolve() == data.resolve():
         raise ValueError(f"--output {output} would overwrite --data; give another file")
     started = time.perf_counter()

@@ -15,6 +15,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 LOCK = ".running"
 """A file in the run's folder, locked as long as the run's first process lives; it holds the name of its host."""
 
+_SETTINGS = ("config.yaml", "hparams.yaml")
+"""What is written of a run's settings while it is set up."""
+
 _LEASE = 120.0
 """Seconds within which a file server gives free what a dead host had locked; NFS 4 takes 90."""
 
@@ -59,13 +62,22 @@ def claim(root: Path, number: int) -> int:
         return number
 
 
-def release() -> None:
-    """Gives the folders of this process free; one that nothing was written to is removed."""
+def release(*, begun: bool = True) -> None:
+    """Gives the folders of this process free; one that nothing was written to is removed.
+
+    Args:
+        begun: Whether the run can have come to anything; else its settings alone are nothing either.
+    """
     while _held:
         handle = _held.pop()
+        folder = Path(handle.name).parent
         with suppress(OSError):  # the disk may have gone away
+            settings = set() if begun else {folder / name for name in _SETTINGS}
+            if {*folder.iterdir()} <= {folder / LOCK, *settings}:
+                for path in settings:
+                    path.unlink(missing_ok=True)
             Path(handle.name).unlink(missing_ok=True)
-            Path(handle.name).parent.rmdir()
+            folder.rmdir()
         handle.close()
 
 

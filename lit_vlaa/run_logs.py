@@ -185,7 +185,8 @@ class _EventFile:
         self._records = RecordWriter(self)
         self._file: FileIO | None = None
         self._whole = 0
-        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._head = Event(wall_time=time.time(), file_version="brain.Event:2")
+        """The first event, written ahead of the second: a run that fails while it is set up leaves no file."""
 
     def get_logdir(self) -> str:
         return str(self.path.parent)
@@ -195,7 +196,8 @@ class _EventFile:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._records.write(event.SerializeToString())
+            for each in (event,) if self._whole else (self._head, event):
+                self._records.write(each.SerializeToString())
         except OSError as error:
             self._trouble.note(self.path, error)
             with suppress(OSError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import cast
 
 from callbacks.benchmarks.interface import Benchmark, Profile
+from lit_vlaa.hints import NEAR_OF_FEW, nearest
 
 _CLASSES = {
     "mathvista": "MathVista",
@@ -33,8 +33,8 @@ def load_benchmark(name: str, profile: Profile = "paper") -> Benchmark:
     """
     key = name.lower().replace("-", "").replace("_", "")
     if key not in _CLASSES:
-        near = difflib.get_close_matches(key[:40], BENCHMARKS, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else "."
+        near = nearest(key[:40], BENCHMARKS, NEAR_OF_FEW)
+        meant = f"; did you mean {near!r}?" if near else "."
         raise ValueError(
             f"no benchmark {name[:40]!r}{meant} There are {', '.join(BENCHMARKS)}; for questions in a file of your own "
             "use class_path: callbacks.benchmarks.JSONLBenchmark"

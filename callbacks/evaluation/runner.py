@@ -103,7 +103,7 @@ class Runner:
             scorer.add(places[row], records[places[row]], found[row])
         unanswered = [row for row in places if row not in found]
         own = {row: records[places[row]] for row in unanswered[rank::ranks]}
-        hidden = self.trainer.progress_bar_callback is None or rank > 0
+        hidden = self.trainer.progress_bar_callback is None or rank > 0 or None  # None shows it to terminals alone
         name = f"eval {scorer.benchmark.name}"
         failures: list[tuple[int, str]] = []
         lost, notice = "", Notice()

@@ -13,22 +13,26 @@ from lit_vlaa.checks import UsageError
 from lit_vlaa.pipeline.rows import write_text
 
 _LOCK = ".build.lock"
+_SPLITS = "steps/splits.json"
+_BEGUN = (_LOCK, _SPLITS, "steps/1_metadata.jsonl")
+"""Files by which a build's folder is known, also where a copy left hidden ones out."""
+_OWN = {"steps", "shards", "cache"}
 _RESULTS = re.compile(r"README\.md|report\.json|rejects\.jsonl|funnel\.png|VLAA-Thinking-(?:SFT|GRPO)-\d+K?\.json")
 
 
 def refuse_foreign(output: Path) -> None:
-    """Looks for files that the build would overwrite though another made them, such as the released splits.
+    """Looks for what another command or the user keeps in a folder in which no build was begun.
 
     Raises:
-        UsageError: If there are any.
+        UsageError: If there is anything.
     """
-    if any((output / name).exists() for name in (_LOCK, "steps", "shards")) or not output.is_dir():
+    if not output.is_dir() or any((output / name).exists() for name in _BEGUN) or any(output.glob(f"shards/*/{_LOCK}")):
         return
-    found = sorted(file.name for file in output.iterdir() if _RESULTS.fullmatch(file.name))
+    found = sorted(entry.name for entry in output.iterdir() if entry.name not in _OWN)
     if found:
-        raise UsageError(
-            [f"--output-dir {output} holds {found[0]}, which is not of a build; name a new or empty folder"]
-        )
+        more = f" and {len(found) - 1} more" if found[1:] else ""
+        reason = f"--output-dir {output} holds {found[0]}{more}, and no build was begun there"
+        raise UsageError([f"{reason}; name a new or empty folder, or that of an earlier build"])
 
 
 @contextmanager
@@ -56,7 +60,7 @@ class SplitFiles:
 
     def __init__(self, output: Path) -> None:
         self._output = output
-        self._file = output / "steps" / "splits.json"
+        self._file = output / _SPLITS
 
     def claim(self, paths: Iterable[Path]) -> None:
         """Notes down what will be written.

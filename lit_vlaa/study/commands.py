@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_vlaa.checks import PreemptedExit, UsageError
-from lit_vlaa.flags import Flags
+from lit_vlaa.flags import Flags, check_output
 from lit_vlaa.study.config import StudyFile, read
 
 
@@ -83,6 +83,7 @@ def plan(words: Sequence[str]) -> int:
         "Shows a study's jobs, their commands, what differs between arms and how much was found equal. Runs nothing.",
     )
     _choice(parser)
+    parser.writes = False
     given, study = _read(parser, words)
     from lit_vlaa.study.overview import overview  # noqa: PLC0415  # --help needs none of it
     from lit_vlaa.study.runner import look  # noqa: PLC0415
@@ -131,7 +132,10 @@ def slurm(words: Sequence[str]) -> int:
 
 def _read(parser: Flags, words: Sequence[str]) -> tuple[Namespace, StudyFile]:
     given = parser.read(words)
-    return given, read(given.config, given.output_dir)
+    study = read(given.config, given.output_dir)
+    if given.output_dir is None:
+        check_output(f"{study.path}: output_dir", study.output_dir, writes=parser.writes)
+    return given, study
 
 
 def _choice(parser: Flags) -> None:

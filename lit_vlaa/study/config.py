@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from lit_vlaa.checks import UsageError
-from lit_vlaa.hints import unreadable
+from lit_vlaa.hints import meant, unreadable
 from lit_vlaa.study.claims import read_options
 from lit_vlaa.yaml_files import TOO_LARGE, too_large
 
@@ -121,12 +120,6 @@ def full_key(key: str) -> str:
     return key
 
 
-def near(name: str, known: Sequence[str]) -> str:
-    """The end of a message on an unknown name."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-
-
 class _Reader:
     """Checks one study file and gathers what is wrong with it."""
 
@@ -188,7 +181,7 @@ class _Reader:
             steps = []
         for step in steps:
             if step not in stages:
-                self.problems.append(f"{self.path}: {where}.steps: unknown stage {step!r}; {near(step, list(stages))}")
+                self.problems.append(f"{self.path}: {where}.steps: unknown stage {step!r}; {meant(step, list(stages))}")
         settings: dict[str, dict[str, Any]] = {}
         for part in ("config", "flags"):
             for stage, value in self.mapping(own.get(part), f"{where}.{part}", steps).items():
@@ -259,7 +252,7 @@ class _Reader:
             return {}
         for key in content:
             if known is not None and key not in known:
-                self.problems.append(f"{self.path}: {where}: unknown key {key!r}; {near(str(key), known)}")
+                self.problems.append(f"{self.path}: {where}: unknown key {key!r}; {meant(str(key), known)}")
         return {str(key): value for key, value in content.items()}
 
     def file(self, name: str, where: str) -> Path:

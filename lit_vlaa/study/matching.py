@@ -12,8 +12,9 @@ from itertools import combinations
 from typing import Any
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.hints import meant
 from lit_vlaa.study.arms import EVALUATION, OWN, Variant, Variants
-from lit_vlaa.study.config import Difference, StudyFile, near
+from lit_vlaa.study.config import Difference, StudyFile
 
 
 class _Absent:
@@ -119,7 +120,7 @@ def _stale(
         if any(covers(name, key) for key in known):
             yield f"{where}.{name} is declared, but makes no difference between {between}; take it out"
         else:
-            yield f"{where}.{name}: there is no such key; {near(name, list(known))}"
+            yield f"{where}.{name}: there is no such key; {meant(name, list(known))}"
 
 
 def _arms(study: StudyFile, variants: Variants, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

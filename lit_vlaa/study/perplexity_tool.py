@@ -36,8 +36,6 @@ def run(words: Sequence[str]) -> int:
         UsageError: If an argument, the configuration or a file cannot work.
     """
     given, rest = _parser().read_beside(words)
-    if given.output.is_dir():
-        raise UsageError([f"--output {given.output} is a folder; name a file in it"])
     flags = [f"--config={path}" for path in given.config]
     flags += rest
     if given.init_from is not None:

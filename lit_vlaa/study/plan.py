@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_vlaa.checks import UsageError
+from lit_vlaa.hints import meant
 from lit_vlaa.study.arms import EVALUATION, RESOLVED, START, Variant, Variants
-from lit_vlaa.study.config import StudyFile, near
+from lit_vlaa.study.config import StudyFile
 
 TRAIN, EVALUATE, PERPLEXITY = "train", "evaluate", "perplexity"
 FINAL = "final.ckpt"
@@ -51,7 +52,7 @@ def refuse_unknown(
             raise UsageError([f"--seeds {seed}: the study has seeds {', '.join(map(str, known_seeds))}"])
     for arm in arms or ():
         if arm not in known_arms:
-            raise UsageError([f"--arms {arm}: there is no such arm; {near(arm, known_arms)}"])
+            raise UsageError([f"--arms {arm}: there is no such arm; {meant(arm, known_arms)}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Plan:
         for job in self.jobs:
             if job.id == name:
                 return job
-        raise UsageError([f"--job {name}: there is no such job; {near(name, [job.id for job in self.jobs])}"])
+        raise UsageError([f"--job {name}: there is no such job; {meant(name, [job.id for job in self.jobs])}"])
 
     def select(self, seeds: Sequence[int] | None, arms: Sequence[str] | None) -> tuple[Job, ...]:
         """The jobs that some arms and seeds need, with the start; None for all.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -40,16 +41,16 @@ def test_files_of_others_are_neither_replaced_nor_removed(tmp_path: Path, capsys
     release = out / "VLAA-Thinking-SFT-126K.json"
     with endpoints() as (server, script):
         config = make_config(tmp_path, server.url)
-        for name in ("README.md", "report.json", release.name):
+        for name in ("README.md", "notes.txt", release.name):
             (out / name).write_text("precious")
             assert build(config, out) == 2
-            assert f"--output-dir {out} holds {name}, which is not of a build; name a new or empty" in told(capsys)
+            assert f"--output-dir {out} holds {name}, and no build was begun there; name a new or" in told(capsys)
             assert [file.name for file in out.iterdir()] == [name]
             (out / name).unlink()
         assert not script.by_step
-        # Other files may be there; the release that comes later stays, and what would replace it is not written.
-        (out / "notes.txt").write_text("mine")
         assert build(config, out) == 0
+        # What is put there later stays, the release too, and what would replace it is not written.
+        (out / "notes.txt").write_text("mine")
         release.write_text("precious")
         assert build(make_config(tmp_path, server.url, curate__cues=["nothing"]), out) == 0
         assert sorted(file.name for file in out.glob("VLAA-*")) == [
@@ -61,6 +62,37 @@ def test_files_of_others_are_neither_replaced_nor_removed(tmp_path: Path, capsys
         assert build(make_config(tmp_path, server.url), out) == 2
         assert "VLAA-Thinking-GRPO-1.json is not of this build; move it away and run again" in told(capsys)
         assert (out / "VLAA-Thinking-GRPO-1.json").read_text() == release.read_text() == "precious"
+
+
+def test_a_folder_that_another_command_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "data"
+    counts = ["--sft-count=2", "--grpo-count=1", "--test-count=1", "--progress=false"]
+    assert lit("data", "synthetic", f"--output-dir={out}", *counts) == 0
+    before = sorted(out.rglob("*"))
+    make_source(tmp_path, questions(1))
+    with endpoints() as (server, script):
+        assert build(make_config(tmp_path, server.url), out) == 2
+    assert not script.by_step
+    (first, *others) = sorted(path.name for path in out.iterdir())
+    assert f"{out} holds {first} and {len(others)} more, and no build was begun there" in told(capsys)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_build_goes_on_in_its_folder_and_in_a_copy(tmp_path: Path) -> None:
+    make_source(tmp_path, questions(2))
+    out, copy, half = tmp_path / "out", tmp_path / "copy", tmp_path / "half"
+    with endpoints() as (server, script):
+        config = make_config(tmp_path, server.url)
+        assert build(config, half, "--only=metadata") == 0
+        assert build(config, half) == 0
+        assert build(config, out, "--shard=1/1") == 0
+        (out / "notes.txt").write_text("mine")
+        assert build(config, out, "--merge") == 0
+        asked = dict(script.by_step)
+        shutil.copytree(half, copy, ignore=shutil.ignore_patterns(".*"))
+        (copy / "notes.txt").write_text("mine")
+        assert build(config, copy) == 0
+        assert script.by_step == asked
 
 
 @pytest.mark.parametrize("status", [402, 405, 307])

@@ -176,9 +176,16 @@ def test_a_folder_that_cannot_be_written_to(dataset: Path, tmp_path: Path, capsy
     (tmp_path / "file").write_text("no folder")
     assert lit(*words(dataset, tmp_path / "file" / "runs")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(
-        f"lit-vlaa: error: --trainer.default_root_dir {tmp_path / 'file' / 'runs'} cannot be written"
-    )
+    root = f"--trainer.default_root_dir {tmp_path / 'file' / 'runs'}"
+    assert said == f"lit-vlaa: error: {root}: {tmp_path / 'file'} is a file; name a folder"
+
+
+def test_a_run_that_fails_while_it_is_set_up_leaves_nothing(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "version_0").mkdir()  # of another run
+    faults: list[dict[str, Any]] = [{"data__data_file": "nowhere.json"}, {"model__init_from": "nowhere.ckpt"}]
+    for fault in faults:
+        assert lit(*words(dataset, tmp_path, **fault)) == 2
+        assert list(tmp_path.rglob("*")) == [tmp_path / "version_0"]
 
 
 def test_a_data_loaders_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:

@@ -104,12 +104,16 @@ def test_a_file_that_is_not_there(
         ["data", "build", "--config=file"],
         ["eval", "compare", "file", "file"],
         ["study", "traces", "file"],
+        ["data", "check", "--data-file=file"],
+        ["data", "select", "--data-file=file"],
         ["study", "slurm", "--config=file"],
+        ["study", "report", "."],
+        ["export", "file"],
         ["quickstart"],
     ],
     ids=lambda words: "-".join(words[:2]),
 )
-def test_a_file_in_the_place_of_the_output_folder(
+def test_an_output_folder_that_cannot_be_made(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -117,7 +121,28 @@ def test_a_file_in_the_place_of_the_output_folder(
     assert refused(capsys, *words, "--output-dir=file/below") == (
         "--output-dir file/below: file is a file; name a folder"
     )
+    assert refused(capsys, *words, f"--output-dir=new/{'n' * 256}").endswith(
+        "n: a name of at most 239 bytes is needed, not of 256"
+    )
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "tiny", "--rows=file"],
+        ["rewards", "check", "--data=file"],
+        ["study", "perplexity", "--responses=file", "--part=response", "--config=file"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_an_output_file_that_cannot_be_made(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    assert refused(capsys, *words, "--output=.") == "--output . is a folder; name a file in it"
+    assert refused(capsys, *words, "--output=file/below") == "--output file/below: file is a file; name a folder"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import lit_vlaa
 from helpers import documented
 from lit_vlaa.checks import UsageError, one_line
-from lit_vlaa.hints import BESIDE, NEAREST, configuration_fault, hint, missing, unknown_option
+from lit_vlaa.hints import BESIDE, NEAREST, configuration_fault, hint, meant, missing, nearest, unknown_option
 from lit_vlaa.lightning_cli import Parsed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,3 +163,17 @@ def test_what_is_near_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "did you mean" not in missing(tmp_path / "000000123457.jpg")  # another row's image
     monkeypatch.setattr("lit_vlaa.hints._MOST", 1)
     assert "did you mean" not in missing(tmp_path / "row.jsonl")
+
+
+def test_a_name_that_is_none_of_a_few() -> None:
+    # 2 of 3 letters in order, twice over the 6 of both: 0.67, enough among a few names and not among a command's flags.
+    assert meant("stf", ("sft", "rl")) == "did you mean 'sft'?"
+    assert nearest("stf", ("sft", "rl")) == ""
+    assert meant("dpo", ("sft", "rl")) == "known: sft, rl"
+    assert meant("dpo", ()) == "known: none"
+
+
+def test_likeness_is_measured_in_one_place() -> None:
+    root = Path(lit_vlaa.__file__).parents[1]
+    sources = [path for name in ("lit_vlaa", "callbacks", "datamodules") for path in (root / name).rglob("*.py")]
+    assert [path.name for path in sources if "difflib" in path.read_text(encoding="utf-8")] == ["hints.py"]
