@@ -22,6 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils.hub import cached_file
 
 from lit_vlaa.backbone.config import BackboneConfig
+from lit_vlaa.hints import missing
 from lit_vlaa.sequences import mrope_positions
 from lit_vlaa.types import BoxSpace, Message, Prompt, Sample
 
@@ -183,8 +184,11 @@ def naming_path(config: BackboneConfig) -> Iterator[None]:
     """Puts the flag and its value ahead of what loading from `config.path` may raise.
 
     Raises:
-        ValueError: In place of OSError and ValueError.
+        ValueError: In place of OSError and ValueError; also for a path that is not there and can be no Hub id.
     """
+    local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
+    if local and not Path(config.path).exists():
+        raise ValueError(f"--model.backbone.path {config.path} {missing(Path(config.path))}")
     try:
         yield
     except (OSError, ValueError) as error:

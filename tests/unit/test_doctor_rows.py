@@ -195,7 +195,7 @@ def test_a_callback_is_known_by_its_class_path_alone() -> None:
         (["--memory-gb=much"], "--memory-gb: invalid float value: 'much'"),
         (["--rowz=1"], "unrecognized arguments: --rowz=1; did you mean --rows?"),
         (["--model.backbone.paht=tiny"], "--model.backbone.paht: there is no such option; did you mean"),
-        (["--model.backbone.path=./nowhere"], "./nowhere"),
+        (["--model.backbone.path=./nowhere"], "--model.backbone.path ./nowhere does not exist; seen from "),
     ],
 )
 def test_wrong_flags_come_before_any_report(

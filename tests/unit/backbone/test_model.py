@@ -136,6 +136,9 @@ def test_a_saved_backbone_loads_from_its_directory(backbone: Backbone, tmp_path:
 def test_paths_that_hold_no_model_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--model.backbone.path .*"):
         build_backbone(BackboneConfig(path=str(tmp_path)))
+    for gone in (f"{tmp_path}/saevd", "./saevd", "runs/export/saevd"):
+        with pytest.raises(ValueError, match=rf"--model\.backbone\.path {gone} does not exist; seen from "):
+            build_backbone(BackboneConfig(path=gone))
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="gpt2"):
         build_backbone(BackboneConfig(path=str(tmp_path)))
