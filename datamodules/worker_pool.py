@@ -195,7 +195,7 @@ def _serve(mine: Connection, others: Sequence[Connection], start: Callable[[], o
     while True:
         try:
             work, args, kwargs = mine.recv()
-        except EOFError:
+        except (EOFError, OSError):  # also with an answer that nobody has read
             return
         try:
             answer = True, work(*args, **kwargs)

@@ -14,7 +14,7 @@ import time
 import weakref
 from contextlib import suppress
 from functools import cache, partial
-from multiprocessing import util
+from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -172,7 +172,9 @@ def _context() -> BaseContext:
 
 
 def _start(worker: BaseProcess) -> None:
-    """Starts a worker that no signal can reach until it is prepared."""
+    """Starts a worker that no signal can reach until it is prepared; one of a fork server starts as ever."""
+    if multiprocessing.get_start_method() == "forkserver":
+        forkserver.ensure_running()  # which would keep what is blocked now for all that it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_OVER)
     try:
         type(worker).start(worker)

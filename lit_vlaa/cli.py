@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from lit_vlaa.beside_bars import beside_bars
 from lit_vlaa.checks import ORIGIN, RunStoppedError, UsageError, is_out_of_memory
 from lit_vlaa.flags import check_output, told
 from lit_vlaa.hints import NEAR_OF_FEW, nearest
@@ -60,11 +59,16 @@ class Tool(NamedTuple):
     """The parameter that users know as `--output-dir`."""
     words: bool = False
     """Whether the function takes the words after the command and parses them itself."""
+    reads: tuple[str, ...] = ()
+    """Folders, by parameter, that are only read where an earlier command has written all of them."""
 
 
 TOOLS = {
     "data synthetic": Tool(
-        "datamodules.synthetic:write_dataset", "write a generated data set in the VLAA-Thinking schema", "root"
+        "datamodules.synthetic:write_dataset",
+        "write a generated data set in the VLAA-Thinking schema",
+        "root",
+        reads=("output_dir",),
     ),
     "data download": Tool(
         "datamodules.hub.download:run", "get VLAA-Thinking from the Hub: checked, unpacked and counted", words=True
@@ -108,7 +112,9 @@ TOOLS = {
         "lit_vlaa.export.tool:run", "write a checkpoint as a model folder in the Hub's layout, with a card", words=True
     ),
     "doctor": Tool("lit_vlaa.doctor:run", "tell whether runs work here, and how much memory one takes", words=True),
-    "quickstart": Tool("lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU"),
+    "quickstart": Tool(
+        "lit_vlaa.quickstart:run", "generate data, then train and evaluate a tiny model on the CPU", reads=("data_dir",)
+    ),
 }
 """Tools by command; a command may have two words."""
 
@@ -207,8 +213,7 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(f"lit-vlaa {installed('lit-vlaa') or '(not installed)'}\n")
         return 0
     if words[0] == "predict" and words[1:] and not words[1].startswith("-"):
-        with beside_bars():
-            return _run_tool("predict", PREDICT, words[1:])
+        return _run_tool("predict", PREDICT, words[1:])
     if words[0] == "predict" and len(words) == 1:
         raise UsageError([_ASK])
     if words[0] in RUNS:
@@ -219,8 +224,7 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in TOOLS:
-            with beside_bars():
-                return _run_tool(name, TOOLS[name], words[length:])
+            return _run_tool(name, TOOLS[name], words[length:])
     group = {name: tool.summary for name, tool in TOOLS.items() if name.startswith(f"{words[0]} ")}
     if group and words[1:2] in (["-h"], ["--help"]):
         sys.stdout.write("\n".join([*_table(group), "", f"lit-vlaa {next(iter(group))} --help shows its flags", ""]))
@@ -263,7 +267,7 @@ def _run_tool(name: str, tool: Tool, words: Sequence[str]) -> int:
     values = parser.instantiate(parser.parse_args([_underscored(word) for word in words])).as_dict()
     for key, flag in (("output_dir", "--output-dir"), ("data_dir", "--data-dir"), ("output", "--output")):
         if isinstance(path := values.get(key), Path):
-            check_output(flag, path, file=key == "output")
+            check_output(flag, path, file=key == "output", writes=key not in tool.reads)
     if tool.output:
         values[tool.output] = values.pop("output_dir")
     try:

@@ -9,6 +9,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+_PATIENCE_S = 5.0
+"""For what was left on a loop and does not end when it is cancelled."""
+
 T = TypeVar("T")
 
 
@@ -52,6 +55,7 @@ async def _close_the_rest() -> None:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    if left:
+        await asyncio.wait(left, timeout=_PATIENCE_S)
     await loop.shutdown_asyncgens()
     await loop.shutdown_default_executor()

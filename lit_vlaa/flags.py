@@ -84,9 +84,10 @@ class Flags(argparse.ArgumentParser):
         return self._checked(given), rest
 
     def _checked(self, given: argparse.Namespace) -> argparse.Namespace:
+        writes = self.writes and not getattr(given, "dry_run", False)
         for name, is_file in (("output_dir", False), ("output", True)):
             if (path := getattr(given, name, None)) is not None:
-                check_output(f"--{name.replace('_', '-')}", path, file=is_file, writes=self.writes)
+                check_output(f"--{name.replace('_', '-')}", path, file=is_file, writes=writes)
         return given
 
     def _spelt(self, words: Sequence[str]) -> Sequence[str]:

@@ -25,7 +25,6 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
-from lit_vlaa.beside_bars import beside_bars
 from lit_vlaa.checks import PreemptedExit, RunStoppedError, UsageError, find_problems, last_checkpoint, one_line
 from lit_vlaa.hints import configuration_fault, hint, unknown_option
 from lit_vlaa.output_paths import run_problems
@@ -317,8 +316,7 @@ def run(args: Sequence[str]) -> None:
     preempted: PreemptedExit | None = None
     begun = True
     try:
-        with beside_bars():
-            VLAACLI(args[0])
+        VLAACLI(args[0])
     except PreemptedExit as stop:
         preempted = stop
     except UsageError:

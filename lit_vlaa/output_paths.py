@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_ADDED = 16
-"""Bytes that a name has to spare, for what stands around it while it is written: `.NAME.part`, `.NAME-xxxxxxxx`."""
+_ADDED = 24
+"""Bytes that a name has to spare, for what stands around it while it is written, such as `.NAME.settings.json.part`."""
 _SHOWN = 60
 """Letters of a long path that a message shows of either end."""
 
@@ -36,6 +36,8 @@ def output_fault(path: Path, *, file: bool = False, writes: bool = True) -> str:
         except (FileNotFoundError, NotADirectoryError):
             if place.is_symlink() and (names or not file):
                 return f"{where} is a link to {short(place.readlink())}, which is not there; {another}"
+        except ValueError:  # a null character, which a YAML file can hold
+            return f" is no path; {another}"
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 return f"{where}: {error.strerror}; {another}"
@@ -54,9 +56,11 @@ def output_fault(path: Path, *, file: bool = False, writes: bool = True) -> str:
 def _long_name(folder: Path, names: list[str]) -> str:
     """Whether one of the names cannot be made, in a folder and below it."""
     most = os.pathconf(folder, "PC_NAME_MAX")
-    size = max(len(os.fsencode(name)) for name in names) + _ADDED
-    # A file system may have no limit, which is -1.
-    return f": a name of at most {most - _ADDED} bytes is needed, not of {size - _ADDED}" if 0 < most < size else ""
+    for place, name in enumerate(names):
+        size, room = len(os.fsencode(name)), most - (0 if place else _ADDED)
+        if most > 0 and size > room:  # a file system may have no limit, which is -1
+            return f": a name of at most {room} bytes is needed, not of {size}"
+    return ""
 
 
 def refused(flag: str, path: Path, fault: str) -> str:
@@ -78,7 +82,8 @@ def run_problems(trainer: Mapping[str, Any]) -> Iterator[str]:
     if getattr(rank_zero_only, "rank", 0):
         return
     own = {
-        "default_root_dir": [trainer["default_root_dir"] or "."],
+        # Of runs that log elsewhere callbacks may write there, and say so themselves.
+        "default_root_dir": [trainer["default_root_dir"] or "."] if isinstance(trainer["logger"], bool | None) else [],
         "callbacks.dirpath": given_to(trainer["callbacks"], "dirpath"),
         "logger.save_dir": given_to(trainer["logger"], "save_dir"),
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from lit_vlaa.rewards.config import RewardConfig
 from lit_vlaa.rewards.mixed import MixedReward
 from lit_vlaa.rewards.wrong_answers import wrong_answer
 from lit_vlaa.types import Kind, Record, RewardRequest, RewardResult
+from lit_vlaa.whole_files import replacing
 
 Problem = Literal["unreadable_row", "unparsable_truth", "truth_earns_less", "mutant_paid"]
 
@@ -291,11 +291,5 @@ def _cut(text: str) -> str:
 
 def _write(path: Path, findings: Sequence[Finding]) -> None:
     """Writes the file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings)

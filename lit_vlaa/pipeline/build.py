@@ -61,10 +61,10 @@ def run(words: Sequence[str]) -> int:
     try:
         base = given.config.resolve().parent
         build = Build(load(given.config), base=base, output=given.output_dir, shard=shard, limit=given.limit)
+        refuse_foreign(given.output_dir)
         if given.dry_run:
             sys.stdout.writelines(f"{line}\n" for line in plan(build))
             return 0
-        refuse_foreign(given.output_dir)
         with locked(build.folder):
             if given.merge:
                 build.merge()

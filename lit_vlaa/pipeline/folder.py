@@ -17,6 +17,8 @@ _SPLITS = "steps/splits.json"
 _BEGUN = (_LOCK, _SPLITS, "steps/1_metadata.jsonl")
 """Files by which a build's folder is known, also where a copy left hidden ones out."""
 _OWN = {"steps", "shards", "cache"}
+_HARMLESS = re.compile(r"\..*|lost\+found|.*\.(?:log|out|err|ya?ml)|slurm-.*")
+"""Hidden files, a disk's own, and what a job writes or is written in beside what it makes."""
 _RESULTS = re.compile(r"README\.md|report\.json|rejects\.jsonl|funnel\.png|VLAA-Thinking-(?:SFT|GRPO)-\d+K?\.json")
 
 
@@ -28,7 +30,8 @@ def refuse_foreign(output: Path) -> None:
     """
     if not output.is_dir() or any((output / name).exists() for name in _BEGUN) or any(output.glob(f"shards/*/{_LOCK}")):
         return
-    found = sorted(entry.name for entry in output.iterdir() if entry.name not in _OWN)
+    names = sorted(entry.name for entry in output.iterdir())
+    found = [name for name in names if name not in _OWN and not _HARMLESS.fullmatch(name)]
     if found:
         more = f" and {len(found) - 1} more" if found[1:] else ""
         reason = f"--output-dir {output} holds {found[0]}{more}, and no build was begun there"

@@ -43,11 +43,14 @@ def test_files_of_others_are_neither_replaced_nor_removed(tmp_path: Path, capsys
         config = make_config(tmp_path, server.url)
         for name in ("README.md", "notes.txt", release.name):
             (out / name).write_text("precious")
-            assert build(config, out) == 2
-            assert f"--output-dir {out} holds {name}, and no build was begun there; name a new or" in told(capsys)
+            for more in ((), ("--dry-run",)):
+                assert build(config, out, *more) == 2
+                assert f"--output-dir {out} holds {name}, and no build was begun there; name a new or" in told(capsys)
             assert [file.name for file in out.iterdir()] == [name]
             (out / name).unlink()
         assert not script.by_step
+        for name in (".nfs01", "slurm-7", "build.yaml", "build.log"):  # of a disk and of the job
+            (out / name).touch()
         assert build(config, out) == 0
         # What is put there later stays, the release too, and what would replace it is not written.
         (out / "notes.txt").write_text("mine")

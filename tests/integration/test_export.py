@@ -306,7 +306,7 @@ def test_what_cannot_be_exported_is_named(
         (["export", str(runs["weights"]), out, "--max-shard-gb=0"], "must be positive"),
         (["export", str(runs["weights"]), out, "--max-shard-gb=nan"], "must be positive"),
         (["export", str(runs["weights"]), f"--output-dir={alone}/out"], "is a file; name a folder"),
-        (["export", str(runs["weights"]), f"{out}{'t' * 300}"], "a name of at most 239 bytes is needed, not of 303"),
+        (["export", str(runs["weights"]), f"{out}{'t' * 300}"], "a name of at most 231 bytes is needed, not of 303"),
         (["export", str(runs["weights"]), out, f"--scores={tmp_path / 'no.json'}"], "does not exist"),
     ):
         assert lit(*words) == 2

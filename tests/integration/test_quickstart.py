@@ -128,8 +128,9 @@ def test_both_arms_are_compared_on_the_generated_benchmark(printed: str, output:
 def test_a_stage_that_fails_is_named(
     output: tuple[Path, Path], printed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text").write_text("in the way")
-    assert lit("quickstart", f"--output-dir={tmp_path}", f"--data-dir={tmp_path / 'text'}") == 2
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").write_text("in the way")
+    assert lit("quickstart", f"--output-dir={tmp_path}", f"--data-dir={tmp_path / 'data'}") == 2
     assert "stopped in its stage data" in capsys.readouterr().err
     assert lit("quickstart", f"--output-dir={tmp_path}", "--seed=-3") == 2
     captured = capsys.readouterr()

@@ -122,7 +122,7 @@ def test_an_output_folder_that_cannot_be_made(
         "--output-dir file/below: file is a file; name a folder"
     )
     assert refused(capsys, *words, f"--output-dir=new/{'n' * 256}").endswith(
-        "n: a name of at most 239 bytes is needed, not of 256"
+        "n: a name of at most 231 bytes is needed, not of 256"
     )
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
@@ -143,6 +143,25 @@ def test_an_output_file_that_cannot_be_made(
     Path("file").write_text("mine")
     assert refused(capsys, *words, "--output=.") == "--output . is a folder; name a file in it"
     assert refused(capsys, *words, "--output=file/below") == "--output file/below: file is a file; name a folder"
+
+
+def test_folders_that_are_read_need_not_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    synthetic = ["data", "synthetic", "--output-dir=data", "--sft-count=2", "--grpo-count=1", "--test-count=1"]
+    assert main([*synthetic, "--progress=false"]) == 0
+    monkeypatch.setattr("lit_vlaa.output_paths.os.access", lambda *_: False)
+    assert main([*synthetic, "--progress=false"]) == 0
+    assert refused(capsys, "data", "convert", "--data-file=data/VLAA-Thinking-SFT.json", "--output-dir=data") == (
+        "--output-dir data cannot be written to; name another folder"
+    )
+    given = Flags(prog="x")
+    given.add_argument("--output-dir", type=Path)
+    given.add_argument("--dry-run", action="store_true")
+    assert given.read(["--output-dir=data", "--dry-run"]).output_dir == Path("data")
+    with pytest.raises(UsageError, match="cannot be written to"):
+        given.read(["--output-dir=data"])
 
 
 @pytest.mark.parametrize(

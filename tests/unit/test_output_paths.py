@@ -13,7 +13,7 @@ from lit_vlaa.output_paths import output_fault, run_problems
 
 LONG = "n" * 256
 """One byte more than Linux's file systems take."""
-NEEDED = ": a name of at most 239 bytes is needed, not of"
+NEEDED = ": a name of at most 231 bytes is needed, not of"
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +47,12 @@ def closed() -> Iterator[Path]:
         ("folder/new/deep", ""),
         (".", ""),
         ("new/../other", ""),
-        ("n" * 239, ""),
+        ("n" * 231, ""),
         (LONG, f"{NEEDED} 256"),
-        ("n" * 240, f"{NEEDED} 240"),  # .NAME.part would be made, .NAME-xxxxxxxx would not
-        (f"new/{LONG}/below", f"{NEEDED} 256"),
+        ("n" * 232, f"{NEEDED} 232"),  # .NAME.settings.json.part would not be made
+        (f"new/{LONG}/below", ": a name of at most 255 bytes is needed, not of 256"),
+        (f"new/{LONG[1:]}/below", ""),
+        ("a\0b", " is no path; name another folder"),
         ("\u00e9" * 128, f"{NEEDED} 256"),  # two bytes each
         ("/".join(["p" * 200] * 30), ": File name too long; name another folder"),
         ("file", " is a file; name a folder"),
@@ -100,8 +102,13 @@ def test_the_folders_of_a_run() -> None:
     remote = {"class_path": "CSVLogger", "init_args": {"save_dir": "s3://bucket/runs"}}
     assert list(run_problems(settings())) == []
     assert list(run_problems(settings(logger=remote))) == []
-    assert list(run_problems(settings(default_root_dir=LONG, callbacks=[saver], logger=logger))) == [
-        f"--trainer.default_root_dir {'n' * 60}...{'n' * 60}{NEEDED} 256",
+    elsewhere = {"class_path": "CSVLogger", "init_args": {"save_dir": "folder"}}
+    assert list(run_problems(settings(default_root_dir="file", logger=elsewhere))) == []
+    for own in (None, True, False):
+        assert list(run_problems(settings(default_root_dir=LONG, logger=own))) == [
+            f"--trainer.default_root_dir {'n' * 60}...{'n' * 60}{NEEDED} 256"
+        ]
+    assert list(run_problems(settings(callbacks=[saver], logger=logger))) == [
         "--trainer.callbacks.dirpath file/kept: file is a file; name a folder",
         "--trainer.logger.save_dir circle: Too many levels of symbolic links; name another folder",
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -95,9 +97,16 @@ def test_what_is_no_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 download(tmp_path / "data")
 
 
-def test_a_folder_that_cannot_be_written_to(hub: HubServer, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--output-dir .*n: .*name too long; give a folder that can be written"):
+def test_a_folder_that_cannot_be_written_to(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--output-dir .*n: a name of at most 231 bytes is needed, not of 300"):
         download(tmp_path / ("n" * 300))
+
+    def full(path: Path, **_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(UsageError, match=r"--output-dir .*: Disk quota exceeded; give a folder that"):
+        download(tmp_path / "data")
 
 
 def test_a_cut_is_resumed_where_it_was(hub: HubServer, tmp_path: Path) -> None:

@@ -253,7 +253,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("method", "place"), [("fork", "here"), ("fork", "in a child"), ("spawn", "here")])
+@pytest.mark.parametrize(
+    ("method", "place"), [("fork", "here"), ("fork", "in a child"), ("spawn", "here"), ("forkserver", "here")]
+)
 def test_python_ends_beside_a_loader_in_use(method: str, place: str) -> None:
     first, second = map(int, printed_by(SCRIPT, method, place).split())
     assert first != second

@@ -455,6 +455,28 @@ def test_ctrl_c_while_the_thread_starts_ends_its_work(monkeypatch: pytest.Monkey
     assert ended.wait(60)
 
 
+def test_a_task_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_vlaa.event_loop._PATIENCE_S", 0.1)
+    ended: list[bool] = []
+
+    async def stubborn() -> None:
+        while not ended:
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                continue
+
+    async def work() -> asyncio.Task[None]:
+        task = asyncio.ensure_future(stubborn())
+        await asyncio.sleep(0)
+        return task
+
+    task = run_apart(work)
+    ended.append(True)
+    assert not task.done()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's word on it would reach another test
+
+
 def test_what_was_read_in_part_is_closed_and_causes_no_words(caplog: pytest.LogCaptureFixture) -> None:
     """Of a task that is dropped amid its work asyncio tells the user, at any later time."""
     closed: list[str] = []
