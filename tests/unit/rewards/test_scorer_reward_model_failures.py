@@ -201,10 +201,6 @@ def without_trunk(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def no_folder(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -217,7 +213,6 @@ def no_folder(folder: Path) -> None:
         (other_template, "chat template does not end an answer with <|im_end|>".replace("|", r"\|")),
         (wrapped_trunk, r"lack \d+ of the model's tensors"),
         (without_trunk, "model.safetensors"),
-        (no_folder, "no such folder, nor value_head.safetensors at the Hub"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_run(
@@ -234,6 +229,18 @@ def test_what_cannot_work_is_said_before_the_run(
     assert message.endswith("such as Skywork/Skywork-VL-Reward-7B")
     assert "\n" not in message
     assert "--model.backbone" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("./gone", " does not exist; seen from "),
+        ("someone/gone", ": no such folder, nor value_head.safetensors at the Hub: "),
+    ],
+)
+def test_a_model_that_is_not_there(path: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^--model.scorer.init_args.path {path}{words}.* such as Skywork/"):
+        MixedReward(RewardConfig(), RewardModelScorer(path=path)).prepare()
 
 
 @pytest.mark.parametrize("name", ["max_pixels", "max_answer_tokens", "max_tokens_per_batch"])
