@@ -13,6 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.peak import process_bytes
 from datamodules.images import ImageError, open_rgb, read_header
 from helpers.hostile_images import png
 
@@ -36,20 +37,14 @@ def opened_alone(contents: Sequence[bytes]) -> list[tuple[str, int]]:
     return [(said, grown) for said, grown in json.loads(done.stdout)]
 
 
-def _peak() -> int:
-    """KiB; `ru_maxrss` would also know that of the process which started this one."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0])
-
-
 def _main() -> None:
     contents = [b64decode(text) for text in json.load(sys.stdin)]
     for harmless in (png(), b"?"):  # what the first image costs: all decoders
         _open(harmless)
     found = []
     for content in contents:
-        before = _peak()
-        found.append((_open(content), _peak() - before))
+        before = process_bytes("VmHWM")  # `ru_maxrss` would also know that of the process which started this one
+        found.append((_open(content), (process_bytes("VmHWM") - before) // 1024))
     print(json.dumps(found))
 
 
